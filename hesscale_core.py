@@ -1,0 +1,493 @@
+"""HesScale for reinforcement learning: the mathematics shared by the agents.
+
+Elsayed, Farrahi, Dangel and Mahmood, "Revisiting Scalable Hessian Diagonal Approximations for
+Applications in Reinforcement Learning", ICML 2024. Section, equation and algorithm numbers are theirs.
+
+    1. TanhMLP      a network that backpropagates a gradient and a Hessian diagonal by hand (Section 3)
+    2. losses       exact gradient and Hessian diagonal at the network's output (Appendices B and C)
+    3. optimizers   Adam, AdaHesScale, AdaHesScaleGN and step-size scaling (Section 5)
+
+Parts 1 and 2 take numpy arrays or torch tensors and give back what they took. numpy is the fast way on a
+CPU, because networks this small cost dispatch rather than arithmetic; torch is the way on a GPU.
+"""
+
+import itertools
+import math
+from collections import namedtuple
+
+import numpy as np
+import torch
+from torch import nn
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def _plain(*arrays):
+    """Return numpy or torch, whichever `arrays` belong to, and the arrays without autograd's graph.
+
+    The two libraries spell everything used below alike, so that one expression serves both.
+    """
+    if all(isinstance(a, np.ndarray) for a in arrays):
+        return np, arrays
+    if all(isinstance(a, torch.Tensor) for a in arrays):
+        return torch, [a.detach() for a in arrays]
+    kinds = ", ".join(type(a).__name__ for a in arrays)
+    raise TypeError(f"expected only numpy arrays or only torch tensors, got {kinds}")
+
+
+def _check_shapes(**shapes):
+    """Raise ValueError where an array's shape is none of the accepted ones, given as name=(array, *accepted)."""
+    for name, (array, *accepted) in shapes.items():
+        if tuple(array.shape) not in accepted:
+            wanted = " or ".join(str(list(shape)) for shape in accepted)
+            raise ValueError(f"{name} has shape {list(array.shape)}; expected {wanted}")
+
+
+# ---- 1. HesScale backpropagation (Section 3, Algorithm 1) --------------------------------------------------
+
+
+class TanhMLP(nn.Module):
+    """A multilayer perceptron with tanh hidden layers and a linear output, and its HesScale backward pass.
+
+    Weights are orthogonal with gain sqrt(2), with `output_gain` at the output; biases are zero.
+
+    Args:
+        in_features: size of an input.
+        hidden_features: size of each hidden layer, e.g. (64, 64); () gives a linear map.
+        out_features: size of an output.
+        output_gain: gain of the output layer's orthogonal initialization.
+
+    Raises:
+        ValueError: a size is not a positive integer.
+    """
+
+    def __init__(self, in_features, hidden_features, out_features, output_gain=1.0):
+        super().__init__()
+        sizes = [in_features, *hidden_features, out_features]
+        if not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
+            raise ValueError(f"layer sizes must be positive integers, got {sizes}")
+        self.layers = nn.ModuleList(nn.Linear(m, n) for m, n in itertools.pairwise(sizes))
+        for layer in self.layers:
+            last = layer is self.layers[-1]
+            nn.init.orthogonal_(layer.weight, output_gain if last else math.sqrt(2))
+            nn.init.zeros_(layer.bias)
+        self._layer_params = [layer._parameters for layer in self.layers]  # nn.Module's own look-ups are slow
+        self._inputs = self._output_shape = None  # of each layer, kept by forward for backward
+        self._arrays = {}
+
+    def forward(self, x):
+        """Return the output [B, out] for `x` [B, in]; differentiable by autograd if `x` is a tensor.
+
+        Raises:
+            ValueError: `x` is not [B, in].
+            TypeError: `x` is a numpy array of another dtype than the parameters.
+        """
+        params = self._params()
+        if x.ndim != 2 or x.shape[1] != params[0].shape[1]:
+            raise ValueError(f"input has shape {list(x.shape)}; expected [B, {params[0].shape[1]}]")
+        if isinstance(x, np.ndarray):
+            xp, params, self._inputs = np, self._numpy("data", params), [x]
+            if x.dtype != params[0].dtype:
+                raise TypeError(f"input is {x.dtype} but the parameters are {params[0].dtype}: convert one of them")
+        else:
+            xp, self._inputs = torch, [x.detach()]
+        for weight, bias in zip(params[:-2:2], params[1:-2:2], strict=True):
+            x = xp.tanh(x @ weight.T + bias)
+            self._inputs.append(x if xp is np else x.detach())
+        output = x @ params[-2].T + params[-1]
+        self._output_shape = tuple(output.shape)
+        return output
+
+    @torch.no_grad()
+    def backward(self, grad_output, hess_output, gauss_newton=False):
+        """Leave the gradient in `.grad` and the HesScale diagonal in `.hess` of every parameter.
+
+        Overwrites both; nothing accumulates. The loss is that of the last call of forward.
+
+        Args:
+            grad_output: dL/da_L [B, out], the loss's derivative with respect to the output.
+            hess_output: d2L/da_L^2 [B, out], the exact diagonal at the output; None for the gradient alone.
+                A loss that is a mean over the batch has its 1/B in both.
+            gauss_newton: drop the last term of Eq. 4 (HesScaleGN).
+
+        Raises:
+            RuntimeError: forward has not been called.
+            ValueError: a shape is not that of the output.
+            TypeError: `grad_output` and `hess_output` are not what forward got (numpy array or tensor).
+        """
+        if self._inputs is None:
+            raise RuntimeError("TanhMLP.backward needs the activations of a forward pass: call forward first")
+        second_order = hess_output is not None
+        xp, (_, g, h) = _plain(self._inputs[0], grad_output, hess_output if second_order else grad_output)
+        _check_shapes(grad_output=(g, self._output_shape), hess_output=(h, self._output_shape))
+        params = self._params()
+        for p in params:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            if second_order and getattr(p, "hess", None) is None:
+                p.hess = torch.zeros_like(p)
+        get = self._numpy if xp is np else lambda kind, params: [getattr(p, kind) for p in params]
+        weights, grads, hesses = get("data", params), get("grad", params), get("hess", params) if second_order else None
+
+        for i in reversed(range(len(self._inputs))):
+            weight, x = weights[2 * i], self._inputs[i]
+            xp.matmul(g.T, x, out=grads[2 * i])  # Eq. 1, summed over the batch
+            xp.sum(g, 0, out=grads[2 * i + 1])
+            if second_order:
+                x_squared = x * x
+                xp.matmul(h.T, x_squared, out=hesses[2 * i])  # Eq. 3
+                xp.sum(h, 0, out=hesses[2 * i + 1])
+            if i == 0:
+                break
+            # x = tanh(a) of the layer below, so sigma' = 1 - x^2 and sigma'' = -2 x sigma'
+            slope = 1 - (x_squared if second_order else x * x)
+            g = slope * (g @ weight)  # Eq. 2
+            if second_order:
+                h = slope * slope * (h @ (weight * weight))  # Eq. 4
+                if not gauss_newton:
+                    h -= 2 * x * g
+
+    def _params(self):
+        """Weight, bias, weight, bias, ... as they are now: functional_call and others put in their own."""
+        return [p for layer in self._layer_params for p in layer.values()]
+
+    def _numpy(self, kind, params):
+        """The parameters ("data"), their `.grad` or their `.hess` as numpy arrays that share the memory.
+
+        18 new views for each minibatch would cost 20 us; to see that the old ones still hold costs 2 us.
+        """
+        tensors = params if kind == "data" else [getattr(p, kind) for p in params]
+        pointers = [t.data_ptr() for t in tensors]
+        if self._arrays.get(kind, (None,))[0] != pointers:
+            self._arrays[kind] = pointers, [t.detach().numpy() for t in tensors]
+        return self._arrays[kind][1]
+
+    def __getstate__(self):
+        return self.__dict__ | {"_arrays": {}, "_inputs": None}  # a copy makes views of its own memory
+
+
+# ---- 2. Losses: exact derivatives with respect to the network's output (Appendices B and C) ----------------
+#
+# With s the score, d log q / d theta, and c the curvature, d2 log q / d theta^2, a policy-gradient loss
+# -A log q has the derivatives -A s and -A c. A ratio r = q / q_old has r s and r (s^2 + c), because r' = r s.
+# Every function raises ValueError for shapes that do not fit, and TypeError for numpy and torch mixed.
+
+PolicyLoss = namedtuple("PolicyLoss", "loss grad_mean hess_mean grad_log_std hess_log_std")
+ValueLoss = namedtuple("ValueLoss", "loss grad_value hess_value")
+CrossEntropyLoss = namedtuple("CrossEntropyLoss", "loss grad_logits hess_logits")
+
+
+def gaussian_log_prob(mean, log_std, actions):
+    """Log-density [B] of `actions` [B, A] under N(mean, exp(log_std)^2), summed over the A dimensions."""
+    xp, arrays = _plain(mean, log_std, actions)
+    return _gaussian(xp, *arrays)[0]
+
+
+def gaussian_policy_gradient_loss(mean, log_std, actions, advantages, ent_coef=0.0):
+    """Policy-gradient loss, the mean over the batch of -A log q(a) - ent_coef * entropy (App. B.2, C.1).
+
+    Args:
+        mean: the policy's mean [B, A].
+        log_std: logarithm of its standard deviation, [A] if the batch shares it or [B, A].
+        actions: the actions taken, [B, A].
+        advantages: [B].
+        ent_coef: coefficient of the entropy bonus.
+
+    Returns a PolicyLoss: the mean loss, and its derivatives in the shapes of `mean` and `log_std`.
+    """
+    xp, (mean, log_std, actions, advantages) = _plain(mean, log_std, actions, advantages)
+    _check_gaussian(mean, log_std, actions, advantages=advantages)
+    log_prob, (score_mean, curv_mean), (score_log_std, curv_log_std) = _gaussian(xp, mean, log_std, actions)
+    weight = (advantages / -len(mean))[:, None]
+    loss = -(log_prob * advantages).mean()
+    of_mean = weight * score_mean, weight * curv_mean
+    of_log_std = weight * score_log_std, weight * curv_log_std
+    return _policy_loss(loss, of_mean, of_log_std, log_std, ent_coef)
+
+
+def gaussian_ppo_loss(mean, log_std, actions, old_log_probs, advantages, clip_coef, ent_coef=0.0):
+    """PPO's surrogate, the mean of -min(r A, clip(r, 1-c, 1+c) A) - ent_coef * entropy (App. C.3).
+
+    A sample whose clipped branch is the smaller one, with r outside the interval, contributes nothing.
+
+    Args: those of gaussian_policy_gradient_loss, and
+        old_log_probs: the actions' log-densities [B] under the policy that took them.
+        clip_coef: c, the half-width of the interval.
+
+    Returns a PolicyLoss: the mean loss, and its derivatives in the shapes of `mean` and `log_std`.
+    """
+    xp, arrays = _plain(mean, log_std, actions, old_log_probs, advantages)
+    mean, log_std, actions, old_log_probs, advantages = arrays
+    _check_gaussian(mean, log_std, actions, old_log_probs=old_log_probs, advantages=advantages)
+    log_prob, (score_mean, curv_mean), (score_log_std, curv_log_std) = _gaussian(xp, mean, log_std, actions)
+    ratio = xp.exp(log_prob - old_log_probs)
+    loss = -xp.minimum(ratio * advantages, xp.clip(ratio, 1 - clip_coef, 1 + clip_coef) * advantages).mean()
+    unclipped = xp.where(advantages > 0, ratio <= 1 + clip_coef, ratio >= 1 - clip_coef)
+    weight = (unclipped * ratio * advantages / -len(mean))[:, None]
+    of_mean = weight * score_mean, weight * (score_mean * score_mean + curv_mean)
+    of_log_std = weight * score_log_std, weight * (score_log_std * score_log_std + curv_log_std)
+    return _policy_loss(loss, of_mean, of_log_std, log_std, ent_coef)
+
+
+def _gaussian(xp, mean, log_std, actions):
+    """Log-density [B], then score and curvature [B, A] with respect to the mean and to log_std."""
+    inv_std = xp.exp(-log_std)
+    standardized = (actions - mean) * inv_std
+    z = standardized * standardized
+    log_prob = -0.5 * z.sum(-1) - (log_std + 0.5 * LOG_2PI).sum(-1)
+    return log_prob, (standardized * inv_std, -inv_std * inv_std), (z - 1, -2 * z)
+
+
+def _policy_loss(loss, of_mean, of_log_std, log_std, ent_coef):
+    """Add the entropy bonus, and sum over the batch the derivatives of a log_std that it shares."""
+    grad_log_std, hess_log_std = of_log_std
+    if ent_coef:  # the entropy is log_std plus a constant
+        loss = loss - ent_coef * (log_std + 0.5 * (LOG_2PI + 1)).sum(-1).mean()
+        grad_log_std = grad_log_std - ent_coef / len(grad_log_std)
+    if log_std.ndim == 1:
+        grad_log_std, hess_log_std = grad_log_std.sum(0), hess_log_std.sum(0)
+    return PolicyLoss(loss, *of_mean, grad_log_std, hess_log_std)
+
+
+def _check_gaussian(mean, log_std, actions, **per_sample):
+    batch, dims = len(mean), mean.shape[-1]
+    _check_shapes(mean=(mean, (batch, dims)), actions=(actions, (batch, dims)))
+    _check_shapes(log_std=(log_std, (dims,), (batch, dims)), **{k: (v, (batch,)) for k, v in per_sample.items()})
+
+
+def value_loss(value, returns, old_value=None, clip_coef=None):
+    """Half the squared error, the mean over the batch of 1/2 (v - R)^2 (App. C.2).
+
+    With `old_value` and `clip_coef`, PPO's clipped 1/2 max((v - R)^2, (v_clip - R)^2), where v_clip is v kept
+    within clip_coef of old_value.
+
+    Args:
+        value: the critic's output, [B] or [B, 1].
+        returns: its targets, in the same shape.
+        old_value: the values at the time of the rollout, in the same shape.
+        clip_coef: how far from `old_value` a value may move.
+
+    Returns a ValueLoss: the mean loss, and its derivatives in the shape of `value`.
+    """
+    if (old_value is None) != (clip_coef is None):
+        raise ValueError("value_loss needs old_value and clip_coef together or neither")
+    xp, (value, returns, old_value) = _plain(value, returns, returns if old_value is None else old_value)
+    batch, shape = len(value), tuple(value.shape)
+    _check_shapes(value=(value, (batch,), (batch, 1)), returns=(returns, shape), old_value=(old_value, shape))
+    error = value - returns
+    if clip_coef is None:
+        return ValueLoss(0.5 * (error * error).mean(), error / batch, xp.full_like(value, 1 / batch))
+    step = value - old_value
+    clipped_error = old_value + xp.clip(step, -clip_coef, clip_coef) - returns
+    squared, clipped_squared = error * error, clipped_error * clipped_error
+    unclipped = (abs(step) <= clip_coef) | (squared >= clipped_squared)
+    hess = unclipped * xp.full_like(value, 1 / batch)
+    return ValueLoss(0.5 * xp.maximum(squared, clipped_squared).mean(), error * hess, hess)
+
+
+def cross_entropy_loss(logits, targets):
+    """Cross-entropy of a softmax q, the mean over the batch of -log q_target (App. B.1).
+
+    Args:
+        logits: [B, C].
+        targets: the classes, integers [B].
+
+    Returns a CrossEntropyLoss: the mean loss, and its derivatives in the shape of `logits`.
+    """
+    xp, (logits, targets) = _plain(logits, targets)
+    batch, rows = len(logits), range(len(logits))
+    _check_shapes(logits=(logits, (batch, logits.shape[-1])), targets=(targets, (batch,)))
+    shifted = logits - xp.amax(logits, -1)[:, None]
+    log_q = shifted - xp.log(xp.exp(shifted).sum(-1))[:, None]
+    q = xp.exp(log_q)
+    grad, hess = q / batch, (q - q * q) / batch
+    grad[rows, targets] -= 1 / batch
+    return CrossEntropyLoss(-log_q[rows, targets].mean(), grad, hess)
+
+
+# ---- 3. Optimizers (Section 5) -----------------------------------------------------------------------------
+
+
+class Adam(torch.optim.Optimizer):
+    """Adam, and the frame that the second-order optimizers fill; with `delta`, step-size scaling around it.
+
+    With g the gradient in `.grad`, and d = g here or the Hessian diagonal in `.hess` (Algorithm 2):
+
+        M <- beta1 M + (1 - beta1) g      V <- beta2 V + (1 - beta2) d^2
+        u  = lr M^ / (sqrt(V^) + eps)     where ^ divides by 1 - beta^t
+        W <- W - eta u                    where eta = 1, or with a trust region (Algorithm 3)
+                                          eta = min(1, sqrt(2 delta / h)), h = sum sqrt(V^_hess) u^2
+
+    V_hess averages the squared Hessian diagonal, whatever V averages. h sums over all parameters: an optimizer
+    is one trust region, so give the actor and the critic one each.
+
+    A step costs its number of operations, not their size. So a group's parameters, gradients, diagonals and
+    moments are moved into one flat vector each, and become views of it: 10 operations instead of 10 for each
+    tensor, 20 us instead of 100. Parameters move when the optimizer is made, the rest at the first step.
+
+    Args:
+        params: parameters or parameter groups, each group of one dtype and device.
+        lr: step size, alpha in the paper.
+        betas: decay rates of the two moving averages.
+        eps: positive, so that a zero curvature never divides by zero.
+        delta: radius of the trust region; None for no step-size scaling.
+
+    Attributes:
+        eta: the scale of the last step.
+        trust_region: h of the last step, before scaling; None without `delta`.
+
+    Raises:
+        ValueError: an argument out of its range.
+        RuntimeError: in step, a parameter without `.grad`, or without the `.hess` that this optimizer needs.
+        FloatingPointError: in step, an update that is not finite. The parameters are left as they were.
+    """
+
+    base_name = "adam"
+    divides_by_hess = False  # d is the Hessian diagonal
+    gauss_newton = False  # and that of HesScaleGN
+    eta, trust_region = 1.0, None
+
+    def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-8, delta=None):
+        self._flat = []
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, delta=delta, step=0))
+
+    @property
+    def delta(self):
+        return self.param_groups[0]["delta"]
+
+    @property
+    def name(self):
+        return self.base_name if self.delta is None else f"scaled-{self.base_name}"
+
+    @property
+    def needs_hess(self):
+        """Whether a step reads `.hess`."""
+        return self.divides_by_hess or self.delta is not None
+
+    def add_param_group(self, param_group):
+        group = self.defaults | param_group
+        lr, betas, eps, delta = group["lr"], group["betas"], group["eps"], group["delta"]
+        if not 0 <= lr < math.inf:
+            raise ValueError(f"lr={lr}: the step size must be a number >= 0")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas={betas}: both must be in [0, 1)")
+        if not 0 < eps < math.inf:
+            raise ValueError(f"eps={eps}: must be > 0, or a zero curvature would divide by zero")
+        if delta is not None and not 0 < delta < math.inf:
+            raise ValueError(f"delta={delta}: the trust region must be > 0; None turns step-size scaling off")
+        if self.param_groups and delta != self.delta:
+            raise ValueError(f"delta={delta}: an optimizer is one trust region, here of {self.delta}")
+        super().add_param_group(param_group)
+        if len({(p.dtype, p.device) for p in self.param_groups[-1]["params"]}) > 1:
+            raise ValueError("the parameters of a group must share one dtype and device: make a group for each")
+        self._flat.append(self._lay_out(self.param_groups[-1]))
+
+    def _lay_out(self, group):
+        """Move a group's parameters and moments into flat vectors; return those, and the views into them."""
+        params = group["params"]
+        moments = ["exp_avg", "exp_avg_sq"]
+        if group["delta"] is not None and not self.divides_by_hess:
+            moments.append("exp_avg_hess_sq")  # V_hess; elsewhere V is V_hess
+        flat, views = {}, {}
+        for kind in ["data", "grad", "hess", *moments]:
+            sizes = [p.numel() for p in params]
+            flat[kind] = torch.zeros(sum(sizes), dtype=params[0].dtype, device=params[0].device)
+            views[kind] = [part.view(p.shape) for part, p in zip(flat[kind].split(sizes), params, strict=True)]
+        for i, p in enumerate(params):
+            p.data = views["data"][i].copy_(p.data)
+            for kind in moments:
+                view = views[kind][i]
+                self.state[p][kind] = view.copy_(self.state[p][kind]) if kind in self.state[p] else view
+        pointers = [p.data_ptr() for p in params]
+        return flat, list(zip(params, pointers, views["grad"], views["hess"], strict=True))
+
+    def _gather(self, i):
+        """Return group i's flat vectors, after moving in whatever has come to lie outside them."""
+        flat, views = self._flat[i]
+        if any(p.data_ptr() != pointer for p, pointer, _, _ in views):
+            flat, views = self._flat[i] = self._lay_out(self.param_groups[i])
+        needs_hess = self.needs_hess
+        for p, _, grad, hess in views:
+            if p.grad is not grad:
+                p.grad = self._move(p.grad, grad, "grad")
+            if needs_hess and (outside := getattr(p, "hess", None)) is not hess:
+                p.hess = self._move(outside, hess, "hess")
+        return flat
+
+    def _move(self, outside, view, kind):
+        if outside is None:
+            shape = list(view.shape)
+            raise RuntimeError(f"{self.name}: a parameter of shape {shape} has no .{kind}: call backward first")
+        return view.copy_(outside)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Make one update from `.grad` and `.hess`; a `closure` is called first and its loss returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        delta, h, updates = self.delta, 0.0, []
+        for i, group in enumerate(self.param_groups):
+            flat = self._gather(i)
+            group["step"] += 1
+            beta1, beta2 = group["betas"]
+            # the bias corrections go into scalars: sqrt(V^) = root / correction, and u = scale * direction
+            correction = math.sqrt(1 - beta2 ** group["step"])
+            scale = group["lr"] * correction / (1 - beta1 ** group["step"])
+            d = flat["hess"] if self.divides_by_hess else flat["grad"]
+            flat["exp_avg"].lerp_(flat["grad"], 1 - beta1)
+            root = flat["exp_avg_sq"].mul_(beta2).addcmul_(d, d, value=1 - beta2).sqrt()
+            direction = flat["exp_avg"] / (root + group["eps"] * correction)
+            if delta is not None and not self.divides_by_hess:
+                hess = flat["hess"]
+                root = flat["exp_avg_hess_sq"].mul_(beta2).addcmul_(hess, hess, value=1 - beta2).sqrt()
+            # without a trust region h still tells whether every moment and update is finite
+            h += torch.dot(root, direction * direction).item() * scale**2 / correction
+            updates.append((flat["data"], direction, scale))
+        if not math.isfinite(h):
+            group = self.param_groups[0]
+            raise FloatingPointError(
+                f"{self.name} with lr={group['lr']:g}: the update of step {group['step']} is not finite; "
+                "the parameters are left as they were"
+            )
+        if delta is not None:
+            self.trust_region = h
+            self.eta = min(1.0, math.sqrt(2 * delta / h)) if h > 0 else 1.0
+        for data, direction, scale in updates:
+            data.add_(direction, alpha=-scale * self.eta)
+        return loss
+
+    def __setstate__(self, state):
+        super().__setstate__(state)  # of load_state_dict, a copy or a pickle: tensors outside the flat vectors
+        self._flat = [self._lay_out(group) for group in self.param_groups]
+
+
+class AdaHesScale(Adam):
+    """Adam's form with the squared HesScale diagonal as second moment (Algorithm 2); arguments as Adam's."""
+
+    base_name = "adahesscale"
+    divides_by_hess = True
+
+
+class AdaHesScaleGN(AdaHesScale):
+    """AdaHesScale on HesScaleGN's diagonal, that of TanhMLP.backward(..., gauss_newton=True)."""
+
+    base_name = "adahesscalegn"
+    gauss_newton = True
+
+
+_CLASSES = {cls.base_name: cls for cls in (Adam, AdaHesScale, AdaHesScaleGN)}
+OPTIMIZERS = (*_CLASSES, *(f"scaled-{name}" for name in _CLASSES))
+
+
+def make_optimizer(name, params, lr, *, betas=(0.9, 0.999), eps=1e-8, delta=1e-8):
+    """Build the optimizer of that name in OPTIMIZERS; only the scaled ones use `delta`.
+
+    Raises:
+        ValueError: an unknown name, or an argument out of its range.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}")
+    scaled = name.startswith("scaled-")
+    return _CLASSES[name.removeprefix("scaled-")](params, lr, betas, eps, delta if scaled else None)

@@ -1,0 +1,18 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["numpy", "torch"])
+def kind(request):
+    """Convert tensors to what the mathematics is asked to run on; both must give the same."""
+    if request.param == "numpy":
+        return lambda t: t.detach().numpy().copy()
+    return lambda t: t.detach().clone()
