@@ -443,7 +443,7 @@ class Adam(torch.optim.Optimizer):
                 hess = flat["hess"]
                 root = flat["exp_avg_hess_sq"].mul_(beta2).addcmul_(hess, hess, value=1 - beta2).sqrt()
             # without a trust region h still tells whether every moment and update is finite
-            h += torch.dot(root, direction * direction).item() * scale**2 / correction
+            h += torch.dot(root, direction * direction).item() * scale * scale / correction
             updates.append((flat["data"], direction, scale))
         if not math.isfinite(h):
             group = self.param_groups[0]

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from hesscale_core import OPTIMIZERS, TanhMLP, gaussian_log_prob, gaussian_ppo_loss, make_optimizer, value_loss
-from hesscale_utils import Run, fail, make_env, parse_args, share_negative
+from hesscale_utils import Run, array_functions, fail, make_env, parse_args, share_negative
 
 LEARNING_RATES = {
     "adam": 3e-4,
@@ -42,7 +42,7 @@ class Args:
     seed: int = 1
     """seed of the experiment"""
     torch_deterministic: bool = True
-    """if toggled, torch uses deterministic algorithms only"""
+    """if toggled, `torch.backends.cudnn.deterministic=True`"""
     cuda: bool = False
     """if toggled, the networks live on the GPU if there is one; at this size a CPU is faster"""
     track: bool = False
@@ -153,6 +153,7 @@ def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_la
 
 def main(args):
     check_args(args)
+    np.seterr(all="ignore")  # an overflow is reported by the optimizer whose update it reaches
     args.learning_rate = args.learning_rate or LEARNING_RATES[args.optimizer]
     batch_size = args.num_envs * args.num_steps
     minibatch_size = batch_size // args.num_minibatches
@@ -163,7 +164,7 @@ def main(args):
     random.seed(args.seed)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
-    torch.use_deterministic_algorithms(args.torch_deterministic)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
     rng = np.random.default_rng(args.seed)
 
     # env setup
@@ -173,11 +174,9 @@ def main(args):
     ]
     obs_dim, action_dim = envs[0].obs_dim, envs[0].action_dim
 
-    # agent setup: the networks take numpy arrays on the CPU, where a forward and a backward pass of 64
-    # samples cost 80 us against torch's 170, and tensors on a GPU; the same expressions run on both
+    # agent setup: the networks take numpy arrays on the CPU and tensors on a GPU
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    to_net = (lambda array: array) if device.type == "cpu" else lambda array: torch.as_tensor(array, device=device)
-    to_numpy = (lambda array: array) if device.type == "cpu" else lambda tensor: tensor.detach().cpu().numpy()
+    to_net, to_numpy = array_functions(device)
     agent = Agent(obs_dim, action_dim).to(device)
     actor, critic = agent.actor_mean, agent.critic
     # one optimizer and so one trust region each; eps is CleanRL's
@@ -185,8 +184,7 @@ def main(args):
     actor_optimizer = make_optimizer(args.optimizer, agent.actor_parameters(), **options)
     critic_optimizer = make_optimizer(args.optimizer, critic.parameters(), **options)
     needs_hess, gauss_newton = actor_optimizer.needs_hess, actor_optimizer.gauss_newton
-    log_std = agent.actor_log_std.detach()  # shares the parameter's memory, and follows it
-    log_std = log_std.numpy() if device.type == "cpu" else log_std
+    log_std = to_net(agent.actor_log_std.detach())  # shares the parameter's memory, and so follows it
 
     run = Run(args, run_name)
     print(f"{args.optimizer} with step size {args.learning_rate:g} on {args.env_id}, seed {args.seed}, in {run.folder}")
@@ -232,7 +230,7 @@ def main(args):
             next_values[tuple(zip(*truncated_at, strict=True))] = to_numpy(critic(to_net(np.stack(final_obs))))[:, 0]
         advantages = compute_gae(rewards, values, next_values, terminations, dones, args.gamma, args.gae_lambda)
         returns = advantages + values
-        log_probs = to_numpy(gaussian_log_prob(*map(to_net, (scaled_noise * 0, to_numpy(log_std), scaled_noise))))
+        log_probs = gaussian_log_prob(0 * noise, to_numpy(log_std), scaled_noise)
 
         # flatten the batch
         b_obs = to_net(obs.reshape(-1, obs_dim))
@@ -315,7 +313,10 @@ def main(args):
 
     if args.save_model:
         path = f"{run.folder}/{args.exp_name}.pt"
-        statistics = [vars(env.obs_rms) | {"return": vars(env.return_rms)} for env in envs]
+        statistics = [
+            {name: {k: torch.as_tensor(v) for k, v in vars(rms).items()} for name, rms in env.statistics.items()}
+            for env in envs
+        ]
         torch.save({"agent": agent.state_dict(), "statistics": statistics}, path)
         print(f"model saved to {path}")
     for env in envs:

@@ -1,0 +1,69 @@
+"""Small environments whose right answers are known; `--env-id toy_envs:Toggle-v0` finds them."""
+
+import gymnasium as gym
+import numpy as np
+
+
+class Toggle(gym.Env):
+    """The state is 0, 1, 0, 1, ... whatever the action, and a step out of state 1 pays 1.
+
+    With a time limit of 3 an episode is 0 -> 1 -> 0 -> 1 (truncated). With gamma = 1/2 the true values are
+    V(1) = 4/3 and V(0) = 2/3: their ratio is 2. If truncation counted as termination it would be 4, and if the
+    next episode's first observation stood in for the last one's it would be 3.
+    """
+
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, terminates=False):
+        self.terminates = terminates
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state, self.steps = 0, 0
+        return self._obs(), {}
+
+    def step(self, action):
+        reward = float(self.state == 1)
+        self.state = 1 - self.state
+        self.steps += 1
+        return self._obs(), reward, self.terminates and self.steps == 3, False, {}
+
+    def _obs(self):
+        return np.array([2.0 * self.state - 1], np.float32)
+
+
+class Shapes(gym.Env):
+    """Observations and actions are matrices, and actions are bounded on one side only."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2, 3), np.float64)
+    action_space = gym.spaces.Box(np.zeros((2, 2), np.float32), np.full((2, 2), np.inf, np.float32))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.normal(size=(2, 3)), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return self.np_random.normal(size=(2, 3)), float(-action.sum()), self.np_random.random() < 0.05, False, {}
+
+
+class Broken(Toggle):
+    """Returns an observation that is not a number, after 100 steps."""
+
+    count = 0
+
+    def _obs(self):
+        Broken.count += 1
+        return super()._obs() * (np.nan if Broken.count > 100 else 1)
+
+
+class Discrete(Toggle):
+    action_space = gym.spaces.Discrete(2)
+
+
+gym.register("Toggle-v0", Toggle, max_episode_steps=3)
+gym.register("Toggle-v1", Toggle, kwargs={"terminates": True})
+gym.register("Shapes-v0", Shapes, max_episode_steps=50)
+gym.register("Broken-v0", Broken, max_episode_steps=10)
+gym.register("DiscreteToggle-v0", Discrete, max_episode_steps=10)
