@@ -2,6 +2,8 @@
 
 import atexit
 import collections
+import contextlib
+import io
 import os
 import sys
 import time
@@ -11,6 +13,7 @@ from dataclasses import fields
 import gymnasium as gym
 import numpy as np
 import torch
+import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -22,11 +25,6 @@ def fail(message):
 
 def parse_args(args_class):
     """Parse the command line into `args_class` with tyro; what it cannot read becomes one line on stderr."""
-    import contextlib
-    import io
-
-    import tyro
-
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):

@@ -1,0 +1,106 @@
+"""Draw what experiments/grid.py has measured, as a PNG beside its tables.
+
+python experiments/plot.py curves results/ppo_hopper             # return over steps
+python experiments/plot.py step-sizes results/ppo_step_sizes     # return over the step size
+"""
+
+import csv
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parent.parent
+# Okabe and Ito's colours, which the colour-blind tell apart; a scaled optimizer has its base's, dashed
+COLORS = {"adam": "#0072B2", "adahesscale": "#D55E00", "adahesscalegn": "#009E73"}
+LABELS = {"adam": "Adam", "adahesscale": "AdaHesScale", "adahesscalegn": "AdaHesScaleGN"}
+
+
+def style(optimizer):
+    base = optimizer.removeprefix("scaled-")
+    scaled = base != optimizer
+    marker = "s" if scaled else "o"
+    return dict(
+        color=COLORS[base],
+        linestyle="--" if scaled else "-",
+        marker=marker,
+        label=("Scaled " if scaled else "") + LABELS[base],
+    )
+
+
+def read(path, *keys):
+    """Rows of a table, grouped: {key values: [row, ...]}."""
+    groups = defaultdict(list)
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            groups[tuple(row[key] for key in keys)].append(row)
+    return groups
+
+
+def panels(env_ids):
+    figure, axes = plt.subplots(1, len(env_ids), figsize=(5.2 * len(env_ids), 3.6), squeeze=False, layout="constrained")
+    for axis, env_id in zip(axes[0], env_ids, strict=True):
+        axis.set_title(env_id)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    return figure, dict(zip(env_ids, axes[0], strict=True))
+
+
+def mean_and_error(values):
+    """Mean and standard error over the first axis."""
+    return np.mean(values, axis=0), np.std(values, axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def curves(out):
+    """Mean and standard error over seeds; a run's value in a bin without an episode's end is interpolated."""
+    runs = read(f"{out}_curves.csv", "env_id", "optimizer", "seed")
+    figure, axes = panels(sorted({env_id for env_id, _, _ in runs}, reverse=True))
+    seeds = defaultdict(list)
+    for (env_id, optimizer, _), rows in runs.items():
+        steps, returns = np.array([(float(row["step"]), float(row["return"])) for row in rows]).T
+        total = int(rows[0]["total_timesteps"])
+        grid = (np.arange(100) + 0.5) * total / 100
+        seeds[env_id, optimizer].append(np.interp(grid[grid <= steps[-1]], steps, returns))
+    for (env_id, optimizer), returns in seeds.items():
+        length = min(map(len, returns))
+        mean, error = mean_and_error([r[:length] for r in returns])
+        look = style(optimizer) | dict(marker="")
+        look["label"] += f" ({len(returns)} seeds)"
+        axes[env_id].plot(grid[:length] / 1e3, mean, **look)
+        axes[env_id].fill_between(
+            grid[:length] / 1e3, mean - error, mean + error, color=look["color"], alpha=0.15, lw=0
+        )
+    for axis in axes.values():
+        axis.set_xlabel("environment steps (thousands)")
+        axis.set_ylabel("episodic return")
+        axis.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def step_sizes(out):
+    """Mean and standard error over seeds of the last 50 episodes' return, over the step size."""
+    runs = read(f"{out}.csv", "env_id", "optimizer", "learning_rate")
+    figure, axes = panels(sorted({env_id for env_id, _, _ in runs}, reverse=True))
+    for env_id, axis in axes.items():
+        for optimizer in dict.fromkeys(optimizer for _, optimizer, _ in runs):
+            points = sorted((float(lr), rows) for (e, o, lr), rows in runs.items() if (e, o) == (env_id, optimizer))
+            results = [mean_and_error([float(row["return_last_50"]) for row in rows]) for _, rows in points]
+            mean, error = zip(*results, strict=True)
+            axis.errorbar([lr for lr, _ in points], mean, error, capsize=2, markersize=4, **style(optimizer))
+        axis.set_xscale("log")
+        axis.set_xlabel("step size")
+        axis.set_ylabel("return of the last 50 episodes")
+    figure.legend(*axis.get_legend_handles_labels(), frameon=False, loc="outside right center")
+    return figure
+
+
+if __name__ == "__main__":
+    what, out = sys.argv[1], ROOT / sys.argv[2]
+    figure = {"curves": curves, "step-sizes": step_sizes}[what](out)
+    figure.savefig(f"{out}.png", dpi=160)
+    print(f"{out}.png")
