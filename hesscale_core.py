@@ -5,7 +5,7 @@ Applications in Reinforcement Learning", ICML 2024. Section, equation and algori
 
     1. TanhMLP      a network that backpropagates a gradient and a Hessian diagonal by hand (Section 3)
     2. losses       exact gradient and Hessian diagonal at the network's output (Appendices B and C)
-    3. optimizers   Adam, AdaHesScale, AdaHesScaleGN and step-size scaling (Section 5)
+    3. optimizers   SGD, Adam, AdaHessian, AdaHesScale, AdaHesScaleGN and step-size scaling (Section 5)
 
 Parts 1 and 2 take numpy arrays or torch tensors and give back what they took. numpy is the fast way on a
 CPU, because networks this small cost dispatch rather than arithmetic; torch is the way on a GPU.
@@ -22,17 +22,19 @@ from torch import nn
 LOG_2PI = math.log(2 * math.pi)
 
 
-def _plain(*arrays):
-    """Return numpy or torch, whichever `arrays` belong to, and the arrays without autograd's graph.
-
-    The two libraries spell everything used below alike, so that one expression serves both.
-    """
+def _namespace(*arrays):
+    """Return numpy or torch, whichever all `arrays` belong to: they spell everything used below alike."""
     if all(isinstance(a, np.ndarray) for a in arrays):
-        return np, arrays
+        return np
     if all(isinstance(a, torch.Tensor) for a in arrays):
-        return torch, [a.detach() for a in arrays]
+        return torch
     kinds = ", ".join(type(a).__name__ for a in arrays)
     raise TypeError(f"expected only numpy arrays or only torch tensors, got {kinds}")
+
+
+def _constant(array):
+    """The array without autograd's graph."""
+    return array.detach() if isinstance(array, torch.Tensor) else array
 
 
 def _check_shapes(**shapes):
@@ -118,7 +120,8 @@ class TanhMLP(nn.Module):
         if self._inputs is None:
             raise RuntimeError("TanhMLP.backward needs the activations of a forward pass: call forward first")
         second_order = hess_output is not None
-        xp, (_, g, h) = _plain(self._inputs[0], grad_output, hess_output if second_order else grad_output)
+        g, h = _constant(grad_output), _constant(hess_output if second_order else grad_output)
+        xp = _namespace(self._inputs[0], g, h)
         _check_shapes(grad_output=(g, self._output_shape), hess_output=(h, self._output_shape))
         params = self._params()
         for p in params:
@@ -170,17 +173,22 @@ class TanhMLP(nn.Module):
 #
 # With s the score, d log q / d theta, and c the curvature, d2 log q / d theta^2, a policy-gradient loss
 # -A log q has the derivatives -A s and -A c. A ratio r = q / q_old has r s and r (s^2 + c), because r' = r s.
-# Every function raises ValueError for shapes that do not fit, and TypeError for numpy and torch mixed.
+# Every function raises ValueError for shapes that do not fit, and TypeError for numpy and torch mixed. Given
+# tensors, its loss can be differentiated by autograd; the derivatives that it returns are constants.
 
-PolicyLoss = namedtuple("PolicyLoss", "loss grad_mean hess_mean grad_log_std hess_log_std")
+GaussianLoss = namedtuple("GaussianLoss", "loss grad_mean hess_mean grad_log_std hess_log_std")
+SoftmaxLoss = namedtuple("SoftmaxLoss", "loss grad_logits hess_logits")
 ValueLoss = namedtuple("ValueLoss", "loss grad_value hess_value")
-CrossEntropyLoss = namedtuple("CrossEntropyLoss", "loss grad_logits hess_logits")
 
 
 def gaussian_log_prob(mean, log_std, actions):
     """Log-density [B] of `actions` [B, A] under N(mean, exp(log_std)^2), summed over the A dimensions."""
-    xp, arrays = _plain(mean, log_std, actions)
-    return _gaussian(xp, *arrays)[0]
+    return _gaussian(_namespace(mean, log_std, actions), mean, log_std, actions)[0]
+
+
+def gaussian_entropy(mean, log_std):
+    """Entropy of the policy, summed over the A dimensions and averaged over the batch."""
+    return (log_std + 0.5 * (LOG_2PI + 1)).sum(-1).mean()
 
 
 def gaussian_policy_gradient_loss(mean, log_std, actions, advantages, ent_coef=0.0):
@@ -193,16 +201,14 @@ def gaussian_policy_gradient_loss(mean, log_std, actions, advantages, ent_coef=0
         advantages: [B].
         ent_coef: coefficient of the entropy bonus.
 
-    Returns a PolicyLoss: the mean loss, and its derivatives in the shapes of `mean` and `log_std`.
+    Returns a GaussianLoss: the mean loss, and its derivatives in the shapes of `mean` and `log_std`.
     """
-    xp, (mean, log_std, actions, advantages) = _plain(mean, log_std, actions, advantages)
+    xp = _namespace(mean, log_std, actions, advantages)
     _check_gaussian(mean, log_std, actions, advantages=advantages)
-    log_prob, (score_mean, curv_mean), (score_log_std, curv_log_std) = _gaussian(xp, mean, log_std, actions)
-    weight = (advantages / -len(mean))[:, None]
-    loss = -(log_prob * advantages).mean()
-    of_mean = weight * score_mean, weight * curv_mean
-    of_log_std = weight * score_log_std, weight * curv_log_std
-    return _policy_loss(loss, of_mean, of_log_std, log_std, ent_coef)
+    log_prob, *derivatives = _gaussian(xp, mean, log_std, actions)
+    loss, weight = _policy_gradient(log_prob, advantages)
+    (grad_mean, hess_mean), of_log_std = ((weight * s, weight * c) for s, c in derivatives)
+    return _gaussian_loss(loss, mean, log_std, grad_mean, hess_mean, *of_log_std, ent_coef)
 
 
 def gaussian_ppo_loss(mean, log_std, actions, old_log_probs, advantages, clip_coef, ent_coef=0.0):
@@ -214,45 +220,70 @@ def gaussian_ppo_loss(mean, log_std, actions, old_log_probs, advantages, clip_co
         old_log_probs: the actions' log-densities [B] under the policy that took them.
         clip_coef: c, the half-width of the interval.
 
-    Returns a PolicyLoss: the mean loss, and its derivatives in the shapes of `mean` and `log_std`.
+    Returns a GaussianLoss: the mean loss, and its derivatives in the shapes of `mean` and `log_std`.
     """
-    xp, arrays = _plain(mean, log_std, actions, old_log_probs, advantages)
-    mean, log_std, actions, old_log_probs, advantages = arrays
+    xp = _namespace(mean, log_std, actions, old_log_probs, advantages)
     _check_gaussian(mean, log_std, actions, old_log_probs=old_log_probs, advantages=advantages)
-    log_prob, (score_mean, curv_mean), (score_log_std, curv_log_std) = _gaussian(xp, mean, log_std, actions)
-    ratio = xp.exp(log_prob - old_log_probs)
-    loss = -xp.minimum(ratio * advantages, xp.clip(ratio, 1 - clip_coef, 1 + clip_coef) * advantages).mean()
-    unclipped = xp.where(advantages > 0, ratio <= 1 + clip_coef, ratio >= 1 - clip_coef)
-    weight = (unclipped * ratio * advantages / -len(mean))[:, None]
-    of_mean = weight * score_mean, weight * (score_mean * score_mean + curv_mean)
-    of_log_std = weight * score_log_std, weight * (score_log_std * score_log_std + curv_log_std)
-    return _policy_loss(loss, of_mean, of_log_std, log_std, ent_coef)
+    log_prob, *derivatives = _gaussian(xp, mean, log_std, actions)
+    loss, weight = _surrogate(xp, log_prob, old_log_probs, advantages, clip_coef)
+    (grad_mean, hess_mean), of_log_std = ((weight * s, weight * (s * s + c)) for s, c in derivatives)
+    return _gaussian_loss(loss, mean, log_std, grad_mean, hess_mean, *of_log_std, ent_coef)
 
 
-def _gaussian(xp, mean, log_std, actions):
-    """Log-density [B], then score and curvature [B, A] with respect to the mean and to log_std."""
-    inv_std = xp.exp(-log_std)
-    standardized = (actions - mean) * inv_std
-    z = standardized * standardized
-    log_prob = -0.5 * z.sum(-1) - (log_std + 0.5 * LOG_2PI).sum(-1)
-    return log_prob, (standardized * inv_std, -inv_std * inv_std), (z - 1, -2 * z)
+def softmax_log_prob(logits, actions):
+    """Log-probability [B] of `actions`, integers [B], under a softmax of `logits` [B, C]."""
+    return _softmax(_namespace(logits, actions), logits, actions)[0]
 
 
-def _policy_loss(loss, of_mean, of_log_std, log_std, ent_coef):
-    """Add the entropy bonus, and sum over the batch the derivatives of a log_std that it shares."""
-    grad_log_std, hess_log_std = of_log_std
-    if ent_coef:  # the entropy is log_std plus a constant
-        loss = loss - ent_coef * (log_std + 0.5 * (LOG_2PI + 1)).sum(-1).mean()
-        grad_log_std = grad_log_std - ent_coef / len(grad_log_std)
-    if log_std.ndim == 1:
-        grad_log_std, hess_log_std = grad_log_std.sum(0), hess_log_std.sum(0)
-    return PolicyLoss(loss, *of_mean, grad_log_std, hess_log_std)
+def softmax_entropy(logits):
+    """Entropy of the policy, averaged over the batch."""
+    log_q = _log_softmax(_namespace(logits), logits)
+    return -(_namespace(logits).exp(log_q) * log_q).sum(-1).mean()
 
 
-def _check_gaussian(mean, log_std, actions, **per_sample):
-    batch, dims = len(mean), mean.shape[-1]
-    _check_shapes(mean=(mean, (batch, dims)), actions=(actions, (batch, dims)))
-    _check_shapes(log_std=(log_std, (dims,), (batch, dims)), **{k: (v, (batch,)) for k, v in per_sample.items()})
+def softmax_policy_gradient_loss(logits, actions, advantages, ent_coef=0.0):
+    """Policy-gradient loss, the mean over the batch of -A log q_a - ent_coef * entropy (App. B.1, C.1).
+
+    Args:
+        logits: [B, C], of a softmax policy over C actions.
+        actions: the actions taken, integers [B].
+        advantages: [B].
+        ent_coef: coefficient of the entropy bonus.
+
+    Returns a SoftmaxLoss: the mean loss, and its derivatives in the shape of `logits`.
+    """
+    xp = _namespace(logits, actions, advantages)
+    _check_softmax(logits, actions=actions, advantages=advantages)
+    log_prob, score, curvature = _softmax(xp, logits, actions)
+    loss, weight = _policy_gradient(log_prob, advantages)
+    return _softmax_loss(xp, loss, logits, weight * score, weight * curvature, ent_coef)
+
+
+def softmax_ppo_loss(logits, actions, old_log_probs, advantages, clip_coef, ent_coef=0.0):
+    """PPO's surrogate for a softmax policy: gaussian_ppo_loss with `logits` [B, C] and `actions`, integers [B].
+
+    Returns a SoftmaxLoss: the mean loss, and its derivatives in the shape of `logits`.
+    """
+    xp = _namespace(logits, actions, old_log_probs, advantages)
+    _check_softmax(logits, actions=actions, old_log_probs=old_log_probs, advantages=advantages)
+    log_prob, score, curvature = _softmax(xp, logits, actions)
+    loss, weight = _surrogate(xp, log_prob, old_log_probs, advantages, clip_coef)
+    return _softmax_loss(xp, loss, logits, weight * score, weight * (score * score + curvature), ent_coef)
+
+
+def cross_entropy_loss(logits, targets):
+    """Cross-entropy of a softmax, the mean over the batch of -log q_target (App. B.1).
+
+    Args:
+        logits: [B, C].
+        targets: the classes, integers [B].
+
+    Returns a SoftmaxLoss: the mean loss, and its derivatives q - p and q - q^2 in the shape of `logits`.
+    """
+    xp = _namespace(logits, targets)
+    _check_softmax(logits, targets=targets)
+    log_prob, score, curvature = _softmax(xp, logits, targets)
+    return _softmax_loss(xp, -log_prob.mean(), logits, score / -len(logits), curvature / -len(logits), 0.0)
 
 
 def value_loss(value, returns, old_value=None, clip_coef=None):
@@ -271,64 +302,109 @@ def value_loss(value, returns, old_value=None, clip_coef=None):
     """
     if (old_value is None) != (clip_coef is None):
         raise ValueError("value_loss needs old_value and clip_coef together or neither")
-    xp, (value, returns, old_value) = _plain(value, returns, returns if old_value is None else old_value)
-    batch, shape = len(value), tuple(value.shape)
+    old_value = returns if old_value is None else old_value
+    xp, batch, shape = _namespace(value, returns, old_value), len(value), tuple(value.shape)
     _check_shapes(value=(value, (batch,), (batch, 1)), returns=(returns, shape), old_value=(old_value, shape))
-    error = value - returns
-    if clip_coef is None:
-        return ValueLoss(0.5 * (error * error).mean(), error / batch, xp.full_like(value, 1 / batch))
-    step = value - old_value
-    clipped_error = old_value + xp.clip(step, -clip_coef, clip_coef) - returns
-    squared, clipped_squared = error * error, clipped_error * clipped_error
-    unclipped = (abs(step) <= clip_coef) | (squared >= clipped_squared)
-    hess = unclipped * xp.full_like(value, 1 / batch)
-    return ValueLoss(0.5 * xp.maximum(squared, clipped_squared).mean(), error * hess, hess)
+    error, hess = value - returns, xp.full_like(value, 1 / batch)
+    squared = error * error
+    if clip_coef is not None:
+        step = value - old_value
+        clipped_error = old_value + xp.clip(step, -clip_coef, clip_coef) - returns
+        unclipped = (abs(step) <= clip_coef) | (squared >= clipped_error * clipped_error)
+        squared, hess = xp.maximum(squared, clipped_error * clipped_error), unclipped * hess
+    return ValueLoss(0.5 * squared.mean(), _constant(error) * hess, hess)
 
 
-def cross_entropy_loss(logits, targets):
-    """Cross-entropy of a softmax q, the mean over the batch of -log q_target (App. B.1).
+def _gaussian(xp, mean, log_std, actions):
+    """Log-density [B]; and (score, curvature), each [B, A], with respect to the mean and to log_std."""
+    inv_std = xp.exp(-log_std)
+    standardized = (actions - mean) * inv_std
+    z = standardized * standardized
+    log_prob = -0.5 * z.sum(-1) - (log_std + 0.5 * LOG_2PI).sum(-1)
+    standardized, z, inv_std = _constant(standardized), _constant(z), _constant(inv_std)
+    return log_prob, (standardized * inv_std, -inv_std * inv_std), (z - 1, -2 * z)
 
-    Args:
-        logits: [B, C].
-        targets: the classes, integers [B].
 
-    Returns a CrossEntropyLoss: the mean loss, and its derivatives in the shape of `logits`.
-    """
-    xp, (logits, targets) = _plain(logits, targets)
-    batch, rows = len(logits), range(len(logits))
-    _check_shapes(logits=(logits, (batch, logits.shape[-1])), targets=(targets, (batch,)))
-    shifted = logits - xp.amax(logits, -1)[:, None]
-    log_q = shifted - xp.log(xp.exp(shifted).sum(-1))[:, None]
-    q = xp.exp(log_q)
-    grad, hess = q / batch, (q - q * q) / batch
-    grad[rows, targets] -= 1 / batch
-    return CrossEntropyLoss(-log_q[rows, targets].mean(), grad, hess)
+def _log_softmax(xp, logits):
+    shifted = logits - _constant(xp.amax(logits, -1)[:, None])
+    return shifted - xp.log(xp.exp(shifted).sum(-1))[:, None]
+
+
+def _softmax(xp, logits, actions):
+    """Log-probability [B]; score e_a - q and curvature q^2 - q, each [B, C], with respect to the logits."""
+    log_q, rows = _log_softmax(xp, logits), xp.arange(len(logits))
+    q = xp.exp(_constant(log_q))
+    score = -q
+    score[rows, actions] += 1
+    return log_q[rows, actions], score, q * q - q
+
+
+def _policy_gradient(log_prob, advantages):
+    """Mean of -A log q, and -A / B [B, 1], which multiplies score and curvature."""
+    return -(log_prob * advantages).mean(), (advantages / -len(advantages))[:, None]
+
+
+def _surrogate(xp, log_prob, old_log_probs, advantages, clip_coef):
+    """Mean of PPO's loss, and -A r / B [B, 1], zero where clipped, which multiplies s and s^2 + c."""
+    ratio = xp.exp(log_prob - old_log_probs)
+    loss = -xp.minimum(ratio * advantages, xp.clip(ratio, 1 - clip_coef, 1 + clip_coef) * advantages).mean()
+    unclipped = xp.where(advantages > 0, ratio <= 1 + clip_coef, ratio >= 1 - clip_coef)
+    return loss, (unclipped * _constant(ratio) * advantages / -len(advantages))[:, None]
+
+
+def _gaussian_loss(loss, mean, log_std, grad_mean, hess_mean, grad_log_std, hess_log_std, ent_coef):
+    """Add the entropy bonus, and sum over the batch the derivatives of a log_std that it shares."""
+    if ent_coef:  # the entropy is log_std plus a constant
+        loss = loss - ent_coef * gaussian_entropy(mean, log_std)
+        grad_log_std = grad_log_std - ent_coef / len(mean)
+    if log_std.ndim == 1:
+        grad_log_std, hess_log_std = grad_log_std.sum(0), hess_log_std.sum(0)
+    return GaussianLoss(loss, grad_mean, hess_mean, grad_log_std, hess_log_std)
+
+
+def _softmax_loss(xp, loss, logits, grad, hess, ent_coef):
+    """Add the entropy bonus: with e = log q + H, dH = -q e and d2H = -q ((1 - 2q) e + 1 - q)."""
+    if ent_coef:
+        loss = loss - ent_coef * softmax_entropy(logits)
+        log_q = _log_softmax(xp, _constant(logits))
+        q, weight = xp.exp(log_q), ent_coef / len(logits)
+        e = log_q - (q * log_q).sum(-1)[:, None]
+        grad, hess = grad + weight * q * e, hess + weight * q * ((1 - 2 * q) * e + 1 - q)
+    return SoftmaxLoss(loss, grad, hess)
+
+
+def _check_gaussian(mean, log_std, actions, **per_sample):
+    batch, dims = len(mean), mean.shape[-1]
+    _check_shapes(mean=(mean, (batch, dims)), actions=(actions, (batch, dims)))
+    _check_shapes(log_std=(log_std, (dims,), (batch, dims)), **{k: (v, (batch,)) for k, v in per_sample.items()})
+
+
+def _check_softmax(logits, **per_sample):
+    batch = len(logits)
+    _check_shapes(logits=(logits, (batch, logits.shape[-1])), **{k: (v, (batch,)) for k, v in per_sample.items()})
 
 
 # ---- 3. Optimizers (Section 5) -----------------------------------------------------------------------------
 
 
-class Adam(torch.optim.Optimizer):
-    """Adam, and the frame that the second-order optimizers fill; with `delta`, step-size scaling around it.
+class ScaledOptimizer(torch.optim.Optimizer):
+    """The frame of the optimizers: the update u that one of them would make, scaled by a trust region.
 
-    With g the gradient in `.grad`, and d = g here or the Hessian diagonal in `.hess` (Algorithm 2):
+        W <- W - eta u    where eta = 1, or with a trust region of radius `delta` (Algorithm 3)
+                          eta = min(1, sqrt(2 delta / h)), h = sum sqrt(V^) u^2
 
-        M <- beta1 M + (1 - beta1) g      V <- beta2 V + (1 - beta2) d^2
-        u  = lr M^ / (sqrt(V^) + eps)     where ^ divides by 1 - beta^t
-        W <- W - eta u                    where eta = 1, or with a trust region (Algorithm 3)
-                                          eta = min(1, sqrt(2 delta / h)), h = sum sqrt(V^_hess) u^2
-
-    V_hess averages the squared Hessian diagonal, whatever V averages. h sums over all parameters: an optimizer
-    is one trust region, so give the actor and the critic one each.
+    V is the moving average, with decay rate beta2, of the squared Hessian diagonal in `.hess`, and V^ is
+    V / (1 - beta2^t). h sums over all parameters: an optimizer is one trust region, so give the actor and the
+    critic one each.
 
     A step costs its number of operations, not their size. So a group's parameters, gradients, diagonals and
     moments are moved into one flat vector each, and become views of it: 10 operations instead of 10 for each
-    tensor, 20 us instead of 100. Parameters move when the optimizer is made, the rest at the first step.
+    tensor. Parameters move when the optimizer is made, the rest at the first step.
 
     Args:
         params: parameters or parameter groups, each group of one dtype and device.
         lr: step size, alpha in the paper.
-        betas: decay rates of the two moving averages.
+        betas: decay rates of the moving averages.
         eps: positive, so that a zero curvature never divides by zero.
         delta: radius of the trust region; None for no step-size scaling.
 
@@ -342,14 +418,18 @@ class Adam(torch.optim.Optimizer):
         FloatingPointError: in step, an update that is not finite. The parameters are left as they were.
     """
 
-    base_name = "adam"
-    divides_by_hess = False  # d is the Hessian diagonal
-    gauss_newton = False  # and that of HesScaleGN
+    base_name, moments = None, ()
+    divides_by_hess = False  # `.hess` is the second moment, whose average exp_avg_sq is then V
+    gauss_newton = hutchinson = False  # the diagonal to put into `.hess`; HesScale's if neither
     eta, trust_region = 1.0, None
 
     def __init__(self, params, lr, betas=(0.9, 0.999), eps=1e-8, delta=None):
         self._flat = []
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, delta=delta, step=0))
+
+    def _direction(self, flat, group):
+        """Update the moments; return (u / scale, scale, sqrt(V) of the second moment or None)."""
+        raise NotImplementedError
 
     @property
     def delta(self):
@@ -384,10 +464,9 @@ class Adam(torch.optim.Optimizer):
 
     def _lay_out(self, group):
         """Move a group's parameters and moments into flat vectors; return those, and the views into them."""
-        params = group["params"]
-        moments = ["exp_avg", "exp_avg_sq"]
+        params, moments = group["params"], [*self.moments]
         if group["delta"] is not None and not self.divides_by_hess:
-            moments.append("exp_avg_hess_sq")  # V_hess; elsewhere V is V_hess
+            moments.append("exp_avg_hess_sq")  # V
         flat, views = {}, {}
         for kind in ["data", "grad", "hess", *moments]:
             sizes = [p.numel() for p in params]
@@ -431,19 +510,12 @@ class Adam(torch.optim.Optimizer):
         for i, group in enumerate(self.param_groups):
             flat = self._gather(i)
             group["step"] += 1
-            beta1, beta2 = group["betas"]
-            # the bias corrections go into scalars: sqrt(V^) = root / correction, and u = scale * direction
-            correction = math.sqrt(1 - beta2 ** group["step"])
-            scale = group["lr"] * correction / (1 - beta1 ** group["step"])
-            d = flat["hess"] if self.divides_by_hess else flat["grad"]
-            flat["exp_avg"].lerp_(flat["grad"], 1 - beta1)
-            root = flat["exp_avg_sq"].mul_(beta2).addcmul_(d, d, value=1 - beta2).sqrt()
-            direction = flat["exp_avg"] / (root + group["eps"] * correction)
+            direction, scale, root = self._direction(flat, group)
             if delta is not None and not self.divides_by_hess:
-                hess = flat["hess"]
-                root = flat["exp_avg_hess_sq"].mul_(beta2).addcmul_(hess, hess, value=1 - beta2).sqrt()
+                root = _average_square(flat["exp_avg_hess_sq"], flat["hess"], group["betas"][1]).sqrt()
             # without a trust region h still tells whether every moment and update is finite
-            h += torch.dot(root, direction * direction).item() * scale * scale / correction
+            weighted = direction if root is None else root * direction
+            h += torch.dot(weighted, direction).item() * scale * scale / _root_correction(group)
             updates.append((flat["data"], direction, scale))
         if not math.isfinite(h):
             group = self.param_groups[0]
@@ -463,21 +535,79 @@ class Adam(torch.optim.Optimizer):
         self._flat = [self._lay_out(group) for group in self.param_groups]
 
 
-class AdaHesScale(Adam):
-    """Adam's form with the squared HesScale diagonal as second moment (Algorithm 2); arguments as Adam's."""
+def _average_square(average, x, beta):
+    return average.mul_(beta).addcmul_(x, x, value=1 - beta)
 
-    base_name = "adahesscale"
-    divides_by_hess = True
+
+def _root_correction(group):
+    """What divides sqrt(V) to give sqrt(V^): one number, where sqrt(V^) itself would be another vector."""
+    return math.sqrt(1 - group["betas"][1] ** group["step"])
+
+
+class SGD(ScaledOptimizer):
+    """u = lr g."""
+
+    base_name = "sgd"
+
+    def _direction(self, flat, group):
+        return flat["grad"], group["lr"], None
+
+
+class Adam(ScaledOptimizer):
+    """Adam: with d = g, the gradient in `.grad`, or in the classes below d = `.hess` (Algorithm 2),
+
+    M <- beta1 M + (1 - beta1) g,    V <- beta2 V + (1 - beta2) d^2,    u = lr M^ / (sqrt(V^) + eps).
+    """
+
+    base_name, moments = "adam", ("exp_avg", "exp_avg_sq")
+
+    def _direction(self, flat, group):
+        beta1, beta2 = group["betas"]
+        correction = _root_correction(group)
+        flat["exp_avg"].lerp_(flat["grad"], 1 - beta1)
+        d = flat["hess"] if self.divides_by_hess else flat["grad"]
+        root = _average_square(flat["exp_avg_sq"], d, beta2).sqrt()
+        direction = flat["exp_avg"] / (root + group["eps"] * correction)
+        return direction, group["lr"] * correction / (1 - beta1 ** group["step"]), root
+
+
+class AdaHesScale(Adam):
+    """Adam's form with the squared HesScale diagonal as second moment (Algorithm 2)."""
+
+    base_name, divides_by_hess = "adahesscale", True
 
 
 class AdaHesScaleGN(AdaHesScale):
     """AdaHesScale on HesScaleGN's diagonal, that of TanhMLP.backward(..., gauss_newton=True)."""
 
-    base_name = "adahesscalegn"
-    gauss_newton = True
+    base_name, gauss_newton = "adahesscalegn", True
 
 
-_CLASSES = {cls.base_name: cls for cls in (Adam, AdaHesScale, AdaHesScaleGN)}
+class AdaHessian(AdaHesScale):
+    """AdaHesScale on Hutchinson's estimate of the diagonal (Yao et al. 2021), that of `hutchinson`.
+
+    Its trust region is measured with that estimate too, as its second moment is: E[(z * Hz)_i^2] is the sum of
+    row i's squares and not H_ii^2 alone, so that the off-diagonal shortens its steps.
+    """
+
+    base_name, hutchinson = "adahessian", True
+
+
+def hutchinson(loss, params):
+    """Leave the gradient in `.grad` and z * (Hz), with one Rademacher sample z, in `.hess` of every parameter.
+
+    z * (Hz) is an unbiased estimate of the Hessian's diagonal (Section 2). It takes two backward passes of
+    autograd, the second through the first. `loss` is a scalar tensor, `params` the parameters of its network.
+    """
+    params = list(params)
+    grads = torch.autograd.grad(loss, params, create_graph=True, materialize_grads=True)
+    z = [torch.randint(0, 2, p.shape, device=p.device).to(p.dtype) * 2 - 1 for p in params]
+    products = torch.autograd.grad(grads, params, z, materialize_grads=True)
+    for p, grad, z_p, product in zip(params, grads, z, products, strict=True):
+        p.grad, p.hess = grad.detach(), z_p * product
+
+
+_CLASSES = {cls.base_name: cls for cls in (SGD, Adam, AdaHessian, AdaHesScale, AdaHesScaleGN)}
 OPTIMIZERS = (*_CLASSES, *(f"scaled-{name}" for name in _CLASSES))
 
 

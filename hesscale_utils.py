@@ -4,6 +4,7 @@ import atexit
 import collections
 import contextlib
 import io
+import math
 import os
 import sys
 import time
@@ -16,6 +17,8 @@ import torch
 import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from hesscale_core import OPTIMIZERS
 
 
 def fail(message):
@@ -37,15 +40,38 @@ def parse_args(args_class):
         fail(f"{lines[0] if lines else 'unreadable command line'} (see {os.path.basename(sys.argv[0])} --help)")
 
 
+def check_args(args):
+    """End the program with one line where a value can't work, before anything is made."""
+
+    def check(condition, wanted, *names):
+        for name in names:
+            value = getattr(args, name, None)  # None: left out, or a flag that the other script has
+            if value is not None and not condition(value):
+                fail(f"--{name.replace('_', '-')} {value}: {wanted}")
+
+    check(lambda n: n >= 1, "must be at least 1", "total_timesteps", "num_envs", "num_steps")
+    check(lambda n: n >= 1, "must be at least 1", "num_minibatches", "update_epochs")
+    check(lambda name: name in OPTIMIZERS, f"choose one of {', '.join(OPTIMIZERS)}", "optimizer")
+    above_zero = "learning_rate", "delta", "clip_coef", "max_grad_norm", "target_kl"
+    check(lambda x: 0 < x < math.inf, "must be a number above 0", *above_zero)
+    check(lambda x: 0 <= x <= 1, "must be in [0, 1]", "gamma", "gae_lambda")
+    check(lambda x: 0 <= x < math.inf, "must be a number >= 0", "ent_coef")
+    check(lambda n: 0 <= n < 2**32, "must be in [0, 2^32)", "seed")
+    rollout = args.num_envs * args.num_steps
+    check(lambda n: n >= rollout, f"is less than one rollout, num_envs * num_steps = {rollout}", "total_timesteps")
+
+
 def array_functions(device):
     """Return to_net and to_numpy: what turns numpy arrays into what the networks take on `device`, and back.
 
-    On the CPU that is numpy itself, where a forward and a backward pass of 64 samples through 64-64 cost half
-    of torch's time; parameters become views of themselves. On a GPU it is tensors.
+    On the CPU the networks take numpy arrays, which halves the time of a forward and a backward pass (see
+    benchmarks/minibatch.py), and parameters become views of themselves. On a GPU they take tensors.
     """
-    if device.type == "cpu":
-        return np.asarray, np.asarray
-    return lambda array: torch.as_tensor(array, device=device), lambda tensor: tensor.detach().cpu().numpy()
+
+    def to_numpy(array):
+        return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
+
+    return to_numpy if device.type == "cpu" else lambda array: torch.as_tensor(array, device=device), to_numpy
 
 
 # ---- environments ------------------------------------------------------------------------------------------
@@ -72,21 +98,23 @@ class NormalizedEnv:
     who sees its real last observation and calls reset.
 
     Args:
-        env: a gymnasium environment with a Box action space.
+        env: a gymnasium environment with Box observations and Box or Discrete actions.
         gamma: discount of the return whose variance scales the rewards.
+        norm_obs, norm_reward: False leaves observations or rewards as they are, without a clip.
 
     Attributes:
-        obs_dim, action_dim: sizes of a flattened observation and action.
+        discrete: whether actions are choices rather than vectors.
+        obs_dim, action_dim: size of a flattened observation; of a flattened action, or the number of choices.
         episode_return, episode_length: of the current episode, in the environment's own rewards.
         statistics: the normalization's, {"obs": RunningMeanStd, "return": RunningMeanStd}.
     """
 
-    def __init__(self, env, gamma):
-        self.env, self.gamma = env, gamma
-        self.obs_dim = int(np.prod(env.observation_space.shape))
+    def __init__(self, env, gamma, norm_obs=True, norm_reward=True):
+        self.env, self.gamma, self.norm_obs, self.norm_reward = env, gamma, norm_obs, norm_reward
+        self.obs_dim = math.prod(env.observation_space.shape)
         self.action_space = env.action_space
-        self.action_dim = int(np.prod(env.action_space.shape))
-        self.low, self.high = env.action_space.low, env.action_space.high
+        self.discrete = isinstance(env.action_space, gym.spaces.Discrete)
+        self.action_dim = int(env.action_space.n) if self.discrete else math.prod(env.action_space.shape)
         self.obs_rms, self.return_rms = RunningMeanStd(self.obs_dim, np.float32), RunningMeanStd()
         self.statistics = {"obs": self.obs_rms, "return": self.return_rms}
         self.discounted_return = self.episode_return = 0.0
@@ -98,20 +126,27 @@ class NormalizedEnv:
         return self._normalize(self.env.reset(seed=seed)[0])
 
     def step(self, action):
-        """Return observation [obs_dim], reward, terminated, truncated for `action` [action_dim]."""
-        action = action.reshape(self.action_space.shape)
-        action = np.minimum(np.maximum(action, self.low), self.high).astype(self.action_space.dtype, copy=False)
+        """Return observation [obs_dim], reward, terminated, truncated for `action` [action_dim] or a choice."""
+        space = self.action_space
+        if self.discrete:
+            action = space.start + action
+        else:
+            action = np.minimum(np.maximum(action.reshape(space.shape), space.low), space.high)
+            action = action.astype(space.dtype, copy=False)
         obs, reward, terminated, truncated, _ = self.env.step(action)
         reward = float(reward)
         self.episode_return += reward
         self.episode_length += 1
-        self.discounted_return = self.discounted_return * self.gamma * (1 - terminated) + reward
-        self.return_rms.update(self.discounted_return)
-        reward /= np.sqrt(self.return_rms.var + 1e-8)
-        return self._normalize(obs), min(max(reward, -10.0), 10.0), terminated, truncated
+        if self.norm_reward:
+            self.discounted_return = self.discounted_return * self.gamma * (1 - terminated) + reward
+            self.return_rms.update(self.discounted_return)
+            reward = min(max(reward / math.sqrt(self.return_rms.var + 1e-8), -10.0), 10.0)
+        return self._normalize(obs), reward, terminated, truncated
 
     def _normalize(self, obs):
         obs = np.asarray(obs, dtype=np.float64).reshape(-1)
+        if not self.norm_obs:
+            return obs.astype(np.float32)
         self.obs_rms.update(obs)
         obs = np.float32((obs - self.obs_rms.mean) / np.sqrt(self.obs_rms.var + 1e-8))
         return np.minimum(np.maximum(obs, -10), 10)
@@ -120,16 +155,17 @@ class NormalizedEnv:
         self.env.close()
 
 
-def make_env(env_id, gamma, video_folder=None):
-    """Make a NormalizedEnv of a gymnasium id, or end the program with a line that says why that can't be."""
+def make_env(args, video_folder=None):
+    """Make a NormalizedEnv of args.env_id, or end the program with a line that says why that can't be."""
+    env_id = args.env_id
     try:
         with warnings.catch_warnings():  # gymnasium calls every -v4 out of date, and they are the paper's
             warnings.simplefilter("ignore", DeprecationWarning)
             env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
     except Exception as error:  # a gym.error.Error, or whatever the environment's own constructor raises
         fail(f"--env-id {env_id}: {error}")
-    if not isinstance(env.action_space, gym.spaces.Box):
-        fail(f"--env-id {env_id} has the action space {env.action_space}; supported: Box (continuous actions)")
+    if not isinstance(env.action_space, (gym.spaces.Box, gym.spaces.Discrete)):
+        fail(f"--env-id {env_id} has the action space {env.action_space}; supported: Box and Discrete")
     try:
         if not isinstance(env.observation_space, gym.spaces.Box):
             env = gym.wrappers.FlattenObservation(env)
@@ -144,7 +180,7 @@ def make_env(env_id, gamma, video_folder=None):
             fail(
                 f"--capture-video: {env_id} can't be rendered ({error}); without a display, set MUJOCO_GL=egl or osmesa"
             )
-    return NormalizedEnv(env, gamma)
+    return NormalizedEnv(env, args.gamma, args.norm_obs, args.norm_reward)
 
 
 # ---- logging -----------------------------------------------------------------------------------------------
@@ -159,7 +195,7 @@ class Run:
     """
 
     def __init__(self, args, name):
-        self.total_timesteps, self.start_time = args.total_timesteps, time.perf_counter()
+        self.total_timesteps = args.total_timesteps
         self.recent_returns = collections.deque(maxlen=50)
         candidates = (name if n == 0 else f"{name}_{n}" for n in range(1000))
         for self.name in candidates:
@@ -188,7 +224,7 @@ class Run:
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
         self.terminal = sys.stdout.isatty()
         self.bar = tqdm(total=self.total_timesteps, unit=" steps", file=sys.stdout, disable=not self.terminal)
-        self.last_line = self.start_time
+        self.start_time = self.last_line = time.perf_counter()
         atexit.register(self.close)  # whatever ends the run, its event file is whole
 
     def log(self, step, scalars):

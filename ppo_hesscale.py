@@ -1,4 +1,4 @@
-"""PPO with HesScale on continuous control, in the order of CleanRL's ppo_continuous_action.py.
+"""PPO with HesScale, in the order of CleanRL's ppo_continuous_action.py.
 
     python ppo_hesscale.py --env-id Hopper-v4 --optimizer scaled-adahesscale
 
@@ -22,14 +22,29 @@ import numpy as np
 import torch
 from torch import nn
 
-from hesscale_core import OPTIMIZERS, TanhMLP, gaussian_log_prob, gaussian_ppo_loss, make_optimizer, value_loss
-from hesscale_utils import Run, array_functions, fail, make_env, parse_args, share_negative
+from hesscale_core import (
+    TanhMLP,
+    gaussian_entropy,
+    gaussian_log_prob,
+    gaussian_ppo_loss,
+    hutchinson,
+    make_optimizer,
+    softmax_entropy,
+    softmax_log_prob,
+    softmax_ppo_loss,
+    value_loss,
+)
+from hesscale_utils import Run, array_functions, check_args, fail, make_env, parse_args, share_negative
 
 LEARNING_RATES = {
+    "sgd": 1e-2,
     "adam": 3e-4,
+    "adahessian": 1e-3,
     "adahesscale": 1e-3,
     "adahesscalegn": 1e-3,
+    "scaled-sgd": 1e-2,
     "scaled-adam": 1e-3,
+    "scaled-adahessian": 1e-3,
     "scaled-adahesscale": 1e-3,
     "scaled-adahesscalegn": 1e-3,
 }
@@ -62,7 +77,7 @@ class Args:
     total_timesteps: int = 1_000_000
     """total timesteps of the experiment"""
     optimizer: str = "scaled-adahesscale"
-    """adam, adahesscale or adahesscalegn, or one of them with step-size scaling: scaled-adam, ..."""
+    """sgd, adam, adahessian, adahesscale or adahesscalegn, or one of them with step-size scaling: scaled-sgd, ..."""
     learning_rate: float | None = None
     """the step size; left out, the optimizer's measured default"""
     delta: float = 1e-8
@@ -71,6 +86,10 @@ class Args:
     """the number of parallel game environments"""
     num_steps: int = 2048
     """the number of steps to run in each environment per policy rollout"""
+    norm_obs: bool = True
+    """toggles the normalization of observations by their running mean and variance"""
+    norm_reward: bool = True
+    """toggles the normalization of rewards by the running variance of the discounted return"""
     anneal_lr: bool = False
     """toggle linear annealing of the step size to zero"""
     gamma: float = 0.99
@@ -95,45 +114,27 @@ class Args:
     """the target KL divergence threshold"""
 
 
-def check_args(args):
-    """End the program with one line where a value can't work, before anything is made."""
-    for flag in ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs"):
-        if getattr(args, flag) < 1:
-            fail(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least 1")
-    if args.optimizer not in OPTIMIZERS:
-        fail(f"--optimizer {args.optimizer}: choose one of {', '.join(OPTIMIZERS)}")
-    for flag in ("learning_rate", "delta", "clip_coef", "max_grad_norm", "target_kl"):
-        value = getattr(args, flag)
-        if value is not None and not 0 < value < math.inf:
-            fail(f"--{flag.replace('_', '-')} {value}: must be a number above 0")
-    for flag in ("gamma", "gae_lambda"):
-        if not 0 <= getattr(args, flag) <= 1:
-            fail(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be in [0, 1]")
-    if not 0 <= args.ent_coef < math.inf:
-        fail(f"--ent-coef {args.ent_coef}: must be a number >= 0")
-    if not 0 <= args.seed < 2**32:
-        fail(f"--seed {args.seed}: must be in [0, 2^32)")
+def check_minibatches(args):
+    """End the program with one line where the rollout can't be cut into minibatches."""
     batch_size = args.num_envs * args.num_steps
     if batch_size < args.num_minibatches * (2 if args.norm_adv else 1):
         least = "2 samples, which --norm-adv needs" if args.norm_adv else "1 sample"
         fail(f"--num-minibatches {args.num_minibatches}: a rollout of {batch_size} gives none of them {least}")
     if batch_size % args.num_minibatches:
         fail(f"--num-minibatches {args.num_minibatches}: must divide the batch, num_envs * num_steps = {batch_size}")
-    if args.total_timesteps < batch_size:
-        fail(f"--total-timesteps {args.total_timesteps}: is less than one rollout, num_envs * num_steps = {batch_size}")
 
 
 class Agent(nn.Module):
-    """A Gaussian policy whose log_std [action_dim] is a parameter, and a critic."""
+    """An actor and a critic; the actor gives a softmax policy's logits or a Gaussian policy's mean [action_dim]."""
 
-    def __init__(self, obs_dim, action_dim):
+    def __init__(self, obs_dim, action_dim, discrete):
         super().__init__()
         self.critic = TanhMLP(obs_dim, (64, 64), 1, output_gain=1.0)
-        self.actor_mean = TanhMLP(obs_dim, (64, 64), action_dim, output_gain=0.01)
-        self.actor_log_std = nn.Parameter(torch.zeros(action_dim))
+        self.actor = TanhMLP(obs_dim, (64, 64), action_dim, output_gain=0.01)
+        self.log_std = None if discrete else nn.Parameter(torch.zeros(action_dim))
 
     def actor_parameters(self):
-        return [*self.actor_mean.parameters(), self.actor_log_std]
+        return [*self.actor.parameters(), *([] if self.log_std is None else [self.log_std])]
 
 
 def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_lambda):
@@ -153,6 +154,7 @@ def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_la
 
 def main(args):
     check_args(args)
+    check_minibatches(args)
     np.seterr(all="ignore")  # an overflow is reported by the optimizer whose update it reaches
     args.learning_rate = args.learning_rate or LEARNING_RATES[args.optimizer]
     batch_size = args.num_envs * args.num_steps
@@ -168,30 +170,39 @@ def main(args):
     rng = np.random.default_rng(args.seed)
 
     # env setup
-    envs = [
-        make_env(args.env_id, args.gamma, f"videos/{run_name}" if args.capture_video and i == 0 else None)
-        for i in range(args.num_envs)
-    ]
-    obs_dim, action_dim = envs[0].obs_dim, envs[0].action_dim
+    videos = f"videos/{run_name}" if args.capture_video else None
+    envs = [make_env(args, videos if i == 0 else None) for i in range(args.num_envs)]
+    obs_dim, action_dim, discrete = envs[0].obs_dim, envs[0].action_dim, envs[0].discrete
 
-    # agent setup: the networks take numpy arrays on the CPU and tensors on a GPU
+    # agent setup: one optimizer, and so one trust region, for each network; eps is CleanRL's
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    to_net, to_numpy = array_functions(device)
-    agent = Agent(obs_dim, action_dim).to(device)
-    actor, critic = agent.actor_mean, agent.critic
-    # one optimizer and so one trust region each; eps is CleanRL's
+    agent = Agent(obs_dim, action_dim, discrete).to(device)
+    actor, critic = agent.actor, agent.critic
     options = dict(lr=args.learning_rate, eps=1e-5, delta=args.delta)
     actor_optimizer = make_optimizer(args.optimizer, agent.actor_parameters(), **options)
     critic_optimizer = make_optimizer(args.optimizer, critic.parameters(), **options)
     needs_hess, gauss_newton = actor_optimizer.needs_hess, actor_optimizer.gauss_newton
-    log_std = to_net(agent.actor_log_std.detach())  # shares the parameter's memory, and so follows it
+
+    # the networks take numpy arrays on the CPU and tensors on a GPU; AdaHessian's update needs autograd's tensors
+    to_net, to_numpy = array_functions(device)
+    by_autograd = actor_optimizer.hutchinson
+    to_batch = (lambda array: torch.as_tensor(array, device=device)) if by_autograd else to_net
+
+    # policy setup: what the actor's output means, and what besides it the policy consists of
+    if discrete:
+        log_prob, entropy, ppo_loss, log_std = softmax_log_prob, softmax_entropy, softmax_ppo_loss, ()
+    else:
+        log_prob, entropy, ppo_loss = gaussian_log_prob, gaussian_entropy, gaussian_ppo_loss
+        # the array shares the parameter's memory, and so follows it
+        log_std = (agent.log_std if by_autograd else to_net(agent.log_std.detach()),)
 
     run = Run(args, run_name)
     print(f"{args.optimizer} with step size {args.learning_rate:g} on {args.env_id}, seed {args.seed}, in {run.folder}")
 
     # ALGO Logic: Storage setup
     obs = np.zeros((args.num_steps, args.num_envs, obs_dim), np.float32)
-    actions = np.zeros((args.num_steps, args.num_envs, action_dim), np.float32)
+    outputs = np.zeros((args.num_steps, args.num_envs, action_dim), np.float32)  # the actor's
+    actions = np.zeros(outputs.shape[:2], np.int64) if discrete else np.zeros_like(outputs)
     rewards, terminations, dones = (np.zeros((args.num_steps, args.num_envs), np.float32) for _ in range(3))
 
     # start the game
@@ -205,13 +216,17 @@ def main(args):
 
         # ALGO LOGIC: rollout. The policy's noise is drawn at once; values and log-probabilities wait for the
         # rollout's end, so that a step costs one forward pass of the actor
-        noise = rng.standard_normal(actions.shape, np.float32)
-        scaled_noise = np.exp(to_numpy(log_std)) * noise
+        if discrete:  # the largest of logits + Gumbel noise is a sample of the softmax
+            noise = rng.gumbel(size=outputs.shape).astype(np.float32)
+        else:
+            noise = np.exp(to_numpy(*log_std)) * rng.standard_normal(outputs.shape, np.float32)
         truncated_at, final_obs = [], []
         for step in range(args.num_steps):
             global_step += args.num_envs
             obs[step] = next_obs
-            actions[step] = to_numpy(actor(to_net(next_obs))) + scaled_noise[step]
+            outputs[step] = to_numpy(actor(to_net(next_obs)))
+            action = outputs[step] + noise[step]
+            actions[step] = action.argmax(-1) if discrete else action
             for i, env in enumerate(envs):
                 next_obs[i], rewards[step, i], terminated, truncated = env.step(actions[step, i])
                 terminations[step, i], dones[step, i] = terminated, terminated or truncated
@@ -230,15 +245,16 @@ def main(args):
             next_values[tuple(zip(*truncated_at, strict=True))] = to_numpy(critic(to_net(np.stack(final_obs))))[:, 0]
         advantages = compute_gae(rewards, values, next_values, terminations, dones, args.gamma, args.gae_lambda)
         returns = advantages + values
-        log_probs = gaussian_log_prob(0 * noise, to_numpy(log_std), scaled_noise)
+        flat_outputs, flat_actions = outputs.reshape(-1, action_dim), actions.reshape(-1, *actions.shape[2:])
+        log_probs = log_prob(flat_outputs, *map(to_numpy, log_std), flat_actions)
 
         # flatten the batch
-        b_obs = to_net(obs.reshape(-1, obs_dim))
-        b_actions = to_net(actions.reshape(-1, action_dim))
-        b_log_probs = to_net(log_probs.reshape(-1))
-        b_advantages = to_net(advantages.reshape(-1))
-        b_returns = to_net(returns.reshape(-1, 1))
-        b_values = to_net(values.reshape(-1, 1))
+        b_obs = to_batch(obs.reshape(-1, obs_dim))
+        b_actions = to_batch(flat_actions)
+        b_log_probs = to_batch(log_probs)
+        b_advantages = to_batch(advantages.reshape(-1))
+        b_returns = to_batch(returns.reshape(-1, 1))
+        b_values = to_batch(values.reshape(-1, 1))
 
         # Optimizing the policy and value network
         log_ratios, etas, trust_regions = [], [], []
@@ -254,20 +270,24 @@ def main(args):
                     mb_advantages = mb_advantages / (std + 1e-8)
 
                 # Policy loss, its derivatives at the actor's output, and from there to every parameter
-                mean = actor(mb_obs)
-                pg = gaussian_ppo_loss(
-                    mean, log_std, mb_actions, mb_log_probs, mb_advantages, args.clip_coef, args.ent_coef
-                )
-                log_ratios.append(gaussian_log_prob(mean, log_std, mb_actions) - mb_log_probs)
-                actor.backward(pg.grad_mean, pg.hess_mean if needs_hess else None, gauss_newton)
-                agent.actor_log_std.grad = torch.as_tensor(pg.grad_log_std)
-                agent.actor_log_std.hess = torch.as_tensor(pg.hess_log_std)
+                output = actor(mb_obs)
+                pg = ppo_loss(output, *log_std, mb_actions, mb_log_probs, mb_advantages, args.clip_coef, args.ent_coef)
+                log_ratios.append(to_numpy(log_prob(output, *log_std, mb_actions) - mb_log_probs))
 
                 # Value loss, likewise
                 value = critic(mb_obs)
                 old = dict(old_value=b_values[mb_inds], clip_coef=args.clip_coef) if args.clip_vloss else {}
                 v = value_loss(value, b_returns[mb_inds], **old)
-                critic.backward(v.grad_value, v.hess_value if needs_hess else None, gauss_newton)
+
+                if by_autograd:
+                    hutchinson(pg.loss, agent.actor_parameters())
+                    hutchinson(v.loss, critic.parameters())
+                else:
+                    _, grad_output, hess_output, *of_log_std = pg
+                    actor.backward(grad_output, hess_output if needs_hess else None, gauss_newton)
+                    if not discrete:
+                        agent.log_std.grad, agent.log_std.hess = map(torch.as_tensor, of_log_std)
+                    critic.backward(v.grad_value, v.hess_value if needs_hess else None, gauss_newton)
 
                 if args.max_grad_norm is not None:
                     nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
@@ -276,23 +296,22 @@ def main(args):
                 etas.append((actor_optimizer.eta, critic_optimizer.eta))
                 trust_regions.append((actor_optimizer.trust_region, critic_optimizer.trust_region))
 
-            last_log_ratio = to_numpy(log_ratios[-1])
+            last_log_ratio = log_ratios[-1]
             approx_kl = (np.exp(last_log_ratio) - 1 - last_log_ratio).mean()
             if args.target_kl is not None and approx_kl > args.target_kl:
                 break
 
         # record for plotting purposes
-        log_ratio = np.stack([to_numpy(x) for x in log_ratios])
         var_returns = returns.var()
         run.log(global_step, {
             "charts/learning_rate": actor_optimizer.param_groups[0]["lr"],
             "charts/SPS": run.sps(global_step),
-            "losses/value_loss": float(v.loss),
-            "losses/policy_loss": float(pg.loss),
-            "losses/entropy": float(log_std.sum() + 0.5 * action_dim * math.log(2 * math.pi * math.e)),
+            "losses/value_loss": to_numpy(v.loss),
+            "losses/policy_loss": to_numpy(pg.loss),
+            "losses/entropy": to_numpy(entropy(output, *log_std)),
             "losses/old_approx_kl": -last_log_ratio.mean(),
             "losses/approx_kl": approx_kl,
-            "losses/clipfrac": (np.abs(np.exp(log_ratio) - 1) > args.clip_coef).mean(),
+            "losses/clipfrac": (np.abs(np.exp(log_ratios) - 1) > args.clip_coef).mean(),
             "losses/explained_variance": 1 - (returns - values).var() / var_returns if var_returns > 0 else np.nan,
         })  # fmt: skip
         if needs_hess:

@@ -1,5 +1,7 @@
 """NormalizedEnv against gymnasium's own wrappers, to the last bit."""
 
+from types import SimpleNamespace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ def test_normalization_is_gymnasiums_to_the_last_bit(env_id):
     ours, theirs = NormalizedEnv(gym.make(env_id), 0.9), cleanrl_env(env_id, 0.9)
     rng = np.random.default_rng(0)
     np.testing.assert_array_equal(ours.reset(seed=3), theirs.reset(seed=3)[0])
-    ends = 0
+    ends, largest = 0, 0.0
     for _ in range(1000):
         action = rng.normal(0, 1.5, ours.action_dim).astype(np.float32)
         obs, reward, terminated, truncated = ours.step(action)
@@ -31,6 +33,7 @@ def test_normalization_is_gymnasiums_to_the_last_bit(env_id):
         np.testing.assert_array_equal(obs, expected_obs)
         assert obs.dtype == np.float32
         assert reward == expected_reward
+        largest = max(largest, abs(obs).max(), abs(reward))
         assert [terminated, truncated] == expected_ends
         if terminated or truncated:
             ends += 1
@@ -38,6 +41,7 @@ def test_normalization_is_gymnasiums_to_the_last_bit(env_id):
             assert ours.episode_length == info["episode"]["l"]
             np.testing.assert_array_equal(ours.reset(), theirs.reset()[0])
     assert ends > 10
+    assert largest <= 10 and (largest == 10 or "Shapes" not in env_id)  # its outliers are clipped
 
 
 def test_dict_observations_are_flattened():
@@ -45,6 +49,25 @@ def test_dict_observations_are_flattened():
         gym.make("toy_envs:Toggle-v0"), lambda obs: {"a": obs, "b": obs},
         gym.spaces.Dict({k: gym.spaces.Box(-1, 1, (1,), np.float32) for k in "ab"}),
     ))  # fmt: skip
-    env = make_env("DictObs-v0", 0.99)
+    env = make_env(SimpleNamespace(env_id="DictObs-v0", gamma=0.99, norm_obs=True, norm_reward=True))
     assert env.obs_dim == 2
     assert env.reset(seed=0).shape == (2,)
+
+
+def test_without_normalization_nothing_is_touched():
+    ours, theirs = NormalizedEnv(gym.make("toy_envs:Shapes-v0"), 0.9, False, False), gym.make("toy_envs:Shapes-v0")
+    ours.reset(seed=0), theirs.reset(seed=0)
+    for _ in range(100):
+        obs, reward, terminated, truncated = ours.step(np.full(4, 0.5, np.float32))
+        expected, expected_reward, *ends, _ = theirs.step(np.full((2, 2), 0.5, np.float32))
+        np.testing.assert_array_equal(obs, expected.reshape(-1).astype(np.float32))
+        assert [reward, terminated, truncated] == [expected_reward, *ends]
+        if terminated or truncated:
+            ours.reset(), theirs.reset()
+
+
+def test_discrete_actions_start_where_the_space_starts():
+    env = NormalizedEnv(gym.make("toy_envs:Counter-v0"), 0.9, norm_obs=False, norm_reward=False)
+    env.reset(seed=0)
+    assert env.discrete and env.action_dim == 3
+    assert [env.step(np.int64(choice))[1] for choice in range(3)] == [5.0, 6.0, 7.0]

@@ -5,13 +5,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Normal
+from torch.distributions import Categorical, Normal
 
 from hesscale_core import (
     cross_entropy_loss,
+    gaussian_entropy,
     gaussian_log_prob,
     gaussian_policy_gradient_loss,
     gaussian_ppo_loss,
+    softmax_entropy,
+    softmax_log_prob,
+    softmax_policy_gradient_loss,
+    softmax_ppo_loss,
     value_loss,
 )
 
@@ -150,6 +155,70 @@ def test_papers_probability_in_the_variance_agrees(seed):
     assert_equal(hess * p, hess_variance)
 
 
+def random_softmax_policy(seed):
+    torch.manual_seed(seed)
+    batch, classes = int(torch.randint(1, 40, ())), int(torch.randint(2, 8, ()))
+    logits = 1.5 * torch.randn(batch, classes, dtype=torch.float64)
+    actions = Categorical(logits=logits).sample()
+    advantages = torch.randn(batch, dtype=torch.float64)
+    old_log_probs = Categorical(logits=logits).log_prob(actions) + 0.4 * torch.randn(batch, dtype=torch.float64)
+    return logits, actions, old_log_probs, advantages
+
+
+@pytest.mark.parametrize("ent_coef", [0.0, 0.03])
+@pytest.mark.parametrize("seed", range(8))
+def test_softmax_policy_gradient_derivatives_are_exact(kind, seed, ent_coef):
+    logits, actions, _, advantages = random_softmax_policy(seed)
+
+    def loss(x):
+        policy = Categorical(logits=x)
+        return (-advantages * policy.log_prob(actions)).mean() - ent_coef * policy.entropy().mean()
+
+    ours = softmax_policy_gradient_loss(*map(kind, (logits, actions, advantages)), ent_coef=ent_coef)
+    for part, expected in zip(ours, reference(loss, logits), strict=True):
+        assert_equal(part, expected)
+
+
+@pytest.mark.parametrize("ent_coef", [0.0, 0.03])
+@pytest.mark.parametrize("seed", range(8))
+def test_softmax_ppo_derivatives_are_exact(kind, seed, ent_coef):
+    logits, actions, old_log_probs, advantages = random_softmax_policy(seed)
+
+    def loss(x):
+        policy = Categorical(logits=x)
+        ratio = (policy.log_prob(actions) - old_log_probs).exp()
+        surrogate = torch.min(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages)
+        return -surrogate.mean() - ent_coef * policy.entropy().mean()
+
+    ours = softmax_ppo_loss(*map(kind, (logits, actions, old_log_probs, advantages)), CLIP, ent_coef=ent_coef)
+    for part, expected in zip(ours, reference(loss, logits), strict=True):
+        assert_equal(part, expected)
+
+
+@pytest.mark.parametrize("loss", ["pg", "ppo", "value", "clipped value", "softmax pg", "softmax ppo", "cross-entropy"])
+def test_losses_of_tensors_are_differentiable_and_agree_with_their_own_derivatives(loss):
+    """What AdaHessian differentiates is what the others have derivatives of."""
+    mean, log_std, actions, old_log_probs, advantages = random_policy(5, True)
+    logits, choices, old, softmax_advantages = random_softmax_policy(5)
+    x = (mean if loss in ("pg", "ppo") else logits if "softmax" in loss or "cross" in loss else old).clone()
+    x.requires_grad_()
+    log_std.requires_grad_()
+    ours = {
+        "pg": lambda: gaussian_policy_gradient_loss(x, log_std, actions, advantages, 0.1),
+        "ppo": lambda: gaussian_ppo_loss(x, log_std, actions, old_log_probs, advantages, CLIP, 0.1),
+        "value": lambda: value_loss(x, softmax_advantages),
+        "clipped value": lambda: value_loss(x, softmax_advantages, old + 0.3, CLIP),
+        "softmax pg": lambda: softmax_policy_gradient_loss(x, choices, softmax_advantages, 0.1),
+        "softmax ppo": lambda: softmax_ppo_loss(x, choices, old, softmax_advantages, CLIP, 0.1),
+        "cross-entropy": lambda: cross_entropy_loss(x, choices),
+    }[loss]()
+    ours.loss.backward()
+    assert_equal(ours[1], x.grad)
+    if loss in ("pg", "ppo"):
+        assert_equal(ours.grad_log_std, log_std.grad)
+    assert not any(part.requires_grad for part in ours[1:])
+
+
 @pytest.mark.parametrize("column", [True, False])
 @pytest.mark.parametrize("clipped", [True, False])
 @pytest.mark.parametrize("seed", range(8))
@@ -188,10 +257,15 @@ def test_cross_entropy_survives_large_logits(kind):
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_log_prob_is_torchs(kind, shared):
+def test_log_probabilities_and_entropies_are_torchs(kind, shared):
     mean, log_std, actions, _, _ = random_policy(3, shared)
-    expected = Normal(mean, log_std.exp()).log_prob(actions).sum(1)
-    assert_equal(gaussian_log_prob(kind(mean), kind(log_std), kind(actions)), expected)
+    policy = Normal(mean, log_std.exp().expand_as(mean))
+    assert_equal(gaussian_log_prob(kind(mean), kind(log_std), kind(actions)), policy.log_prob(actions).sum(1))
+    assert_equal(gaussian_entropy(kind(mean), kind(log_std)), policy.entropy().sum(1).mean())
+    logits, actions, _, _ = random_softmax_policy(3)
+    policy = Categorical(logits=logits)
+    assert_equal(softmax_log_prob(kind(logits), kind(actions)), policy.log_prob(actions))
+    assert_equal(softmax_entropy(kind(logits)), policy.entropy().mean())
 
 
 @pytest.mark.parametrize("wrong", ["log_std", "actions", "old_log_probs", "advantages"])

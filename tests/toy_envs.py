@@ -34,7 +34,7 @@ class Toggle(gym.Env):
 
 
 class Shapes(gym.Env):
-    """Observations and actions are matrices, and actions are bounded on one side only."""
+    """Observations and actions are matrices, actions are bounded on one side only, and outliers occur."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2, 3), np.float64)
     action_space = gym.spaces.Box(np.zeros((2, 2), np.float32), np.full((2, 2), np.inf, np.float32))
@@ -45,7 +45,9 @@ class Shapes(gym.Env):
 
     def step(self, action):
         assert self.action_space.contains(action), action
-        return self.np_random.normal(size=(2, 3)), float(-action.sum()), self.np_random.random() < 0.05, False, {}
+        outlier = 1000.0 if self.np_random.random() < 0.02 else 1.0
+        obs, reward = outlier * self.np_random.normal(size=(2, 3)), -outlier * float(action.sum())
+        return obs, reward, bool(self.np_random.random() < 0.05), False, {}
 
 
 class Broken(Toggle):
@@ -58,12 +60,24 @@ class Broken(Toggle):
         return super()._obs() * (np.nan if Broken.count > 100 else 1)
 
 
-class Discrete(Toggle):
-    action_space = gym.spaces.Discrete(2)
+class Counter(Toggle):
+    """Pays the action itself, one of 5, 6, 7."""
+
+    action_space = gym.spaces.Discrete(3, start=5)
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        obs, _, *rest = super().step(action)
+        return obs, float(action), *rest
+
+
+class Many(Toggle):
+    action_space = gym.spaces.MultiDiscrete([2, 3])
 
 
 gym.register("Toggle-v0", Toggle, max_episode_steps=3)
 gym.register("Toggle-v1", Toggle, kwargs={"terminates": True})
 gym.register("Shapes-v0", Shapes, max_episode_steps=50)
 gym.register("Broken-v0", Broken, max_episode_steps=10)
-gym.register("DiscreteToggle-v0", Discrete, max_episode_steps=10)
+gym.register("Counter-v0", Counter, max_episode_steps=10)
+gym.register("Many-v0", Many, max_episode_steps=10)

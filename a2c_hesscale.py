@@ -1,0 +1,309 @@
+"""A2C with HesScale, in the order of ppo_hesscale.py.
+
+    python a2c_hesscale.py --env-id Hopper-v4 --optimizer scaled-adahesscale
+
+Every num_steps steps, the critic and n-step returns turn the rollout [num_steps, num_envs] into returns and
+advantages; the whole of it is one batch that gives the exact gradient and Hessian diagonal of its losses at the
+two networks' outputs (hesscale_core's losses), which backpropagate to every parameter (TanhMLP.backward); and an
+optimizer each for actor and critic makes one update. No step of it runs autograd, but for AdaHessian's.
+"""
+
+import os
+
+# for layers of 64 units a second thread costs more than it brings; must come before numpy is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import random
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from hesscale_core import (
+    TanhMLP,
+    gaussian_entropy,
+    gaussian_policy_gradient_loss,
+    hutchinson,
+    make_optimizer,
+    softmax_entropy,
+    softmax_policy_gradient_loss,
+    value_loss,
+)
+from hesscale_utils import Run, array_functions, check_args, fail, make_env, parse_args, share_negative
+
+LEARNING_RATES = {
+    "sgd": 1e-2,
+    "adam": 3e-4,
+    "adahessian": 1e-3,
+    "adahesscale": 1e-3,
+    "adahesscalegn": 1e-3,
+    "scaled-sgd": 1e-2,
+    "scaled-adam": 1e-3,
+    "scaled-adahessian": 1e-3,
+    "scaled-adahesscale": 1e-3,
+    "scaled-adahesscalegn": 1e-3,
+}
+
+
+@dataclass
+class Args:
+    exp_name: str = os.path.basename(__file__)[: -len(".py")]
+    """the name of this experiment"""
+    seed: int = 1
+    """seed of the experiment"""
+    torch_deterministic: bool = True
+    """if toggled, `torch.backends.cudnn.deterministic=True`"""
+    cuda: bool = False
+    """if toggled, the networks live on the GPU if there is one; at this size a CPU is faster"""
+    track: bool = False
+    """if toggled, this experiment will be tracked with Weights and Biases"""
+    wandb_project_name: str = "hesscale-rl"
+    """the W&B project's name"""
+    wandb_entity: str | None = None
+    """the entity (team) of the W&B project"""
+    capture_video: bool = False
+    """whether to capture videos of the agent's performance (in the `videos` folder)"""
+    save_model: bool = False
+    """whether to save the agent and its normalization statistics into the run's folder"""
+
+    # Algorithm specific arguments
+    env_id: str = "Hopper-v4"
+    """the id of the environment"""
+    total_timesteps: int = 1_000_000
+    """total timesteps of the experiment"""
+    optimizer: str = "scaled-adahesscale"
+    """sgd, adam, adahessian, adahesscale or adahesscalegn, or one of them with step-size scaling: scaled-sgd, ..."""
+    learning_rate: float | None = None
+    """the step size; left out, the optimizer's measured default"""
+    delta: float = 1e-8
+    """radius of the trust region of the scaled optimizers (Algorithm 3)"""
+    num_envs: int = 1
+    """the number of parallel game environments"""
+    num_steps: int = 5
+    """the number of steps to run in each environment per policy rollout, the n of n-step returns"""
+    norm_obs: bool = True
+    """toggles the normalization of observations by their running mean and variance"""
+    norm_reward: bool = True
+    """toggles the normalization of rewards by the running variance of the discounted return"""
+    anneal_lr: bool = False
+    """toggle linear annealing of the step size to zero"""
+    gamma: float = 0.99
+    """the discount factor gamma"""
+    gae_lambda: float = 1.0
+    """the lambda for the general advantage estimation; 1 gives n-step returns"""
+    norm_adv: bool = False
+    """toggles advantages normalization"""
+    ent_coef: float = 0.0
+    """coefficient of the entropy"""
+    max_grad_norm: float | None = None
+    """the maximum norm of the gradient of actor and critic together; None for no clipping"""
+
+
+class Agent(nn.Module):
+    """An actor and a critic; the actor gives a softmax policy's logits or a Gaussian policy's mean [action_dim]."""
+
+    def __init__(self, obs_dim, action_dim, discrete):
+        super().__init__()
+        self.critic = TanhMLP(obs_dim, (64, 64), 1, output_gain=1.0)
+        self.actor = TanhMLP(obs_dim, (64, 64), action_dim, output_gain=0.01)
+        self.log_std = None if discrete else nn.Parameter(torch.zeros(action_dim))
+
+    def actor_parameters(self):
+        return [*self.actor.parameters(), *([] if self.log_std is None else [self.log_std])]
+
+
+def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_lambda):
+    """Generalized advantage estimation; every array is [num_steps, num_envs].
+
+    next_values holds the value of each step's real successor: at an episode's end that of its last
+    observation, not of the next episode's first. A termination has no successor, a truncation has one.
+    """
+    deltas = rewards + gamma * next_values * (1 - terminations) - values
+    decay = gamma * gae_lambda * (1 - dones)
+    advantages = np.empty_like(deltas)
+    last = np.zeros_like(deltas[0])
+    for t in reversed(range(len(deltas))):
+        advantages[t] = last = deltas[t] + decay[t] * last
+    return advantages
+
+
+def main(args):
+    check_args(args)
+    if args.norm_adv and args.num_envs * args.num_steps < 2:
+        fail(f"--num-steps {args.num_steps}: --norm-adv needs a rollout of at least 2 samples")
+    np.seterr(all="ignore")  # an overflow is reported by the optimizer whose update it reaches
+    args.learning_rate = args.learning_rate or LEARNING_RATES[args.optimizer]
+    batch_size = args.num_envs * args.num_steps
+    num_iterations = args.total_timesteps // batch_size
+    run_name = f"{args.env_id}__{args.exp_name}__{args.optimizer}__{args.seed}__{int(time.time())}"
+
+    # seeding
+    random.seed(args.seed)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    rng = np.random.default_rng(args.seed)
+
+    # env setup
+    videos = f"videos/{run_name}" if args.capture_video else None
+    envs = [make_env(args, videos if i == 0 else None) for i in range(args.num_envs)]
+    obs_dim, action_dim, discrete = envs[0].obs_dim, envs[0].action_dim, envs[0].discrete
+
+    # agent setup: one optimizer, and so one trust region, for each network; eps is the authors'
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    agent = Agent(obs_dim, action_dim, discrete).to(device)
+    actor, critic = agent.actor, agent.critic
+    options = dict(lr=args.learning_rate, eps=1e-5, delta=args.delta)
+    actor_optimizer = make_optimizer(args.optimizer, agent.actor_parameters(), **options)
+    critic_optimizer = make_optimizer(args.optimizer, critic.parameters(), **options)
+    needs_hess, gauss_newton = actor_optimizer.needs_hess, actor_optimizer.gauss_newton
+
+    # the networks take numpy arrays on the CPU and tensors on a GPU; AdaHessian's update needs autograd's tensors
+    to_net, to_numpy = array_functions(device)
+    by_autograd = actor_optimizer.hutchinson
+    to_batch = (lambda array: torch.as_tensor(array, device=device)) if by_autograd else to_net
+
+    # policy setup: what the actor's output means, and what besides it the policy consists of
+    if discrete:
+        entropy, policy_gradient_loss, log_std = softmax_entropy, softmax_policy_gradient_loss, ()
+    else:
+        entropy, policy_gradient_loss = gaussian_entropy, gaussian_policy_gradient_loss
+        # the array shares the parameter's memory, and so follows it
+        log_std = (agent.log_std if by_autograd else to_net(agent.log_std.detach()),)
+
+    run = Run(args, run_name)
+    print(f"{args.optimizer} with step size {args.learning_rate:g} on {args.env_id}, seed {args.seed}, in {run.folder}")
+
+    # ALGO Logic: Storage setup
+    obs = np.zeros((args.num_steps, args.num_envs, obs_dim), np.float32)
+    actions = np.zeros(obs.shape[:2], np.int64) if discrete else np.zeros((*obs.shape[:2], action_dim), np.float32)
+    rewards, terminations, dones = (np.zeros((args.num_steps, args.num_envs), np.float32) for _ in range(3))
+    updates_per_record = -(-2048 // batch_size)  # as often as PPO
+    history = defaultdict(list)  # of the updates since the last record
+
+    # start the game
+    global_step = 0
+    next_obs = np.stack([env.reset(seed=args.seed + i) for i, env in enumerate(envs)])
+
+    for iteration in range(1, num_iterations + 1):
+        if args.anneal_lr:
+            lr = (1 - (iteration - 1) / num_iterations) * args.learning_rate
+            actor_optimizer.param_groups[0]["lr"] = critic_optimizer.param_groups[0]["lr"] = lr
+
+        # ALGO LOGIC: rollout. The policy's noise is drawn at once, and a step costs one forward pass of the actor
+        if discrete:  # the largest of logits + Gumbel noise is a sample of the softmax
+            noise = rng.gumbel(size=(args.num_steps, args.num_envs, action_dim)).astype(np.float32)
+        else:
+            noise = np.exp(to_numpy(*log_std)) * rng.standard_normal(actions.shape, np.float32)
+        truncated_at, final_obs = [], []
+        for step in range(args.num_steps):
+            global_step += args.num_envs
+            obs[step] = next_obs
+            action = to_numpy(actor(to_net(next_obs))) + noise[step]
+            actions[step] = action.argmax(-1) if discrete else action
+            for i, env in enumerate(envs):
+                next_obs[i], rewards[step, i], terminated, truncated = env.step(actions[step, i])
+                terminations[step, i], dones[step, i] = terminated, terminated or truncated
+                if terminated or truncated:
+                    run.log_episode(global_step, env)
+                    if not terminated:
+                        truncated_at.append((step, i))
+                        final_obs.append(next_obs[i].copy())
+                    next_obs[i] = env.reset()
+
+        # values of what followed each step: the next observation, or where an episode was truncated its own last
+        # one; and of the rollout, by the forward pass that the update goes back through
+        following = to_numpy(critic(to_net(np.concatenate([next_obs, *(o[None] for o in final_obs)]))))[:, 0]
+        b_obs = to_batch(obs.reshape(-1, obs_dim))
+        value = critic(b_obs)
+        values = to_numpy(value).reshape(rewards.shape)
+        next_values = np.concatenate([values[1:], following[None, : args.num_envs]])
+        if truncated_at:
+            next_values[tuple(zip(*truncated_at, strict=True))] = following[args.num_envs :]
+        advantages = compute_gae(rewards, values, next_values, terminations, dones, args.gamma, args.gae_lambda)
+        returns = advantages + values
+
+        # flatten the batch
+        b_actions = to_batch(actions.reshape(-1, *actions.shape[2:]))
+        b_advantages = advantages.reshape(-1)
+        if args.norm_adv:
+            b_advantages = (b_advantages - b_advantages.mean()) / (b_advantages.std(ddof=1) + 1e-8)
+        b_advantages, b_returns = to_batch(b_advantages), to_batch(returns.reshape(-1, 1))
+
+        # Optimizing the policy and value network: each loss, its derivatives at the network's output, and from there
+        # to every parameter
+        output = actor(b_obs)
+        pg = policy_gradient_loss(output, *log_std, b_actions, b_advantages, args.ent_coef)
+        v = value_loss(value, b_returns)
+        if by_autograd:
+            hutchinson(pg.loss, agent.actor_parameters())
+            hutchinson(v.loss, critic.parameters())
+        else:
+            _, grad_output, hess_output, *of_log_std = pg
+            actor.backward(grad_output, hess_output if needs_hess else None, gauss_newton)
+            if not discrete:
+                agent.log_std.grad, agent.log_std.hess = map(torch.as_tensor, of_log_std)
+            critic.backward(v.grad_value, v.hess_value if needs_hess else None, gauss_newton)
+        if args.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+        actor_optimizer.step()
+        critic_optimizer.step()
+
+        # record for plotting purposes: means over the updates since the last record
+        for name, quantity in dict(value_loss=v.loss, policy_loss=pg.loss, values=values, returns=returns).items():
+            history[name].append(to_numpy(quantity).copy())
+        history["eta"].append((actor_optimizer.eta, critic_optimizer.eta))
+        history["trust_region"].append((actor_optimizer.trust_region, critic_optimizer.trust_region))
+        if iteration % updates_per_record and iteration < num_iterations:
+            continue
+        past_returns, past_values = np.concatenate(history["returns"]), np.concatenate(history["values"])
+        run.log(global_step, {
+            "charts/learning_rate": actor_optimizer.param_groups[0]["lr"],
+            "charts/SPS": run.sps(global_step),
+            "losses/value_loss": np.mean(history["value_loss"]),
+            "losses/policy_loss": np.mean(history["policy_loss"]),
+            "losses/entropy": to_numpy(entropy(output, *log_std)),
+            "losses/explained_variance": 1 - (past_returns - past_values).var() / (past_returns.var() or np.nan),
+        })  # fmt: skip
+        if needs_hess:
+            run.log(global_step, {
+                "hesscale/negative_curvature_actor": share_negative(agent.actor_parameters()),
+                "hesscale/negative_curvature_critic": share_negative(critic.parameters()),
+            })  # fmt: skip
+        if actor_optimizer.delta is not None:
+            eta_actor, eta_critic = np.mean(history["eta"], axis=0)
+            half_uHu_actor, half_uHu_critic = np.mean(history["trust_region"], axis=0) / 2
+            run.log(global_step, {
+                "hesscale/eta_actor": eta_actor,
+                "hesscale/eta_critic": eta_critic,
+                "hesscale/trust_region_actor": half_uHu_actor,
+                "hesscale/trust_region_critic": half_uHu_critic,
+            })  # fmt: skip
+        history.clear()
+        run.progress(global_step)
+
+    if args.save_model:
+        path = f"{run.folder}/{args.exp_name}.pt"
+        statistics = [
+            {name: {k: torch.as_tensor(v) for k, v in vars(rms).items()} for name, rms in env.statistics.items()}
+            for env in envs
+        ]
+        torch.save({"agent": agent.state_dict(), "statistics": statistics}, path)
+        print(f"model saved to {path}")
+    for env in envs:
+        env.close()
+    run.close()
+    print(
+        f"{global_step:,} steps at {run.sps(global_step):,} steps/s; "
+        f"mean return of the last {len(run.recent_returns)} episodes {run.mean_return():.1f}"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args(Args))
+    except FloatingPointError as error:  # of an optimizer: the run diverged
+        fail(error)

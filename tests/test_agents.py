@@ -1,0 +1,341 @@
+"""The agents end to end: on real environments, on toys whose answer is known, and on bad input."""
+
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import a2c_hesscale
+import hesscale_utils
+import ppo_hesscale
+from hesscale_core import OPTIMIZERS, TanhMLP
+
+AGENTS = {"ppo": ppo_hesscale, "a2c": a2c_hesscale}
+
+CURVATURE = {f"hesscale/negative_curvature_{net}" for net in ("actor", "critic")}
+SCALE = {f"hesscale/{quantity}_{net}" for quantity in ("eta", "trust_region") for net in ("actor", "critic")}
+COMMON = {
+    *(f"charts/{tag}" for tag in ("episodic_return", "episodic_length", "SPS", "learning_rate")),
+    *(f"losses/{tag}" for tag in ("value_loss", "policy_loss", "entropy", "explained_variance")),
+}
+TAGS = {"ppo": COMMON | {f"losses/{tag}" for tag in ("old_approx_kl", "approx_kl", "clipfrac")}, "a2c": COMMON}
+both = pytest.mark.parametrize("agent", AGENTS)
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """Run an agent's script in an empty folder, and return its only new run's folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def train(agent, *flags):
+        monkeypatch.setattr(sys, "argv", [f"{agent}_hesscale.py", *map(str, flags)])
+        before = set(os.listdir("runs")) if os.path.exists("runs") else set()
+        AGENTS[agent].main(hesscale_utils.parse_args(AGENTS[agent].Args))
+        (new,) = set(os.listdir("runs")) - before
+        return tmp_path / "runs" / new
+
+    return train
+
+
+def saved_model(folder):
+    (path,) = folder.glob("*.pt")
+    return torch.load(path, weights_only=True)
+
+
+def scalars(folder):
+    """All logged scalars of a run: tag -> [(step, value), ...]."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+# ---- advantages --------------------------------------------------------------------------------------------
+
+
+@both
+def test_gae_is_its_recursion_with_terminations_and_truncations_mixed(agent):
+    rng = np.random.default_rng(0)
+    steps, envs, gamma, gae_lambda = 50, 3, 0.97, 0.9
+    rewards, values, next_values = rng.normal(size=(3, steps, envs))
+    terminations = (rng.random((steps, envs)) < 0.1).astype(float)
+    dones = np.maximum(terminations, rng.random((steps, envs)) < 0.1)
+    ours = AGENTS[agent].compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_lambda)
+
+    def advantage(t, i):
+        """Sum of discounted TD errors until the episode or the rollout ends (Schulman et al. 2016, Eq. 16)."""
+        total, weight = 0.0, 1.0
+        for k in range(t, steps):
+            bootstrap = 0.0 if terminations[k, i] else gamma * next_values[k, i]
+            total += weight * (rewards[k, i] + bootstrap - values[k, i])
+            if dones[k, i]:
+                break
+            weight *= gamma * gae_lambda
+        return total
+
+    expected = [[advantage(t, i) for i in range(envs)] for t in range(steps)]
+    np.testing.assert_allclose(ours, expected, rtol=1e-12)
+    assert 0 < terminations.sum() < dones.sum()
+
+
+def test_n_step_returns_are_their_definition():
+    """With gae_lambda 1, advantage + value is the discounted sum of what follows, and a value where that ends."""
+    rng = np.random.default_rng(1)
+    steps, envs, gamma = 5, 200, 0.97
+    rewards, values, next_values = rng.normal(size=(3, steps, envs))
+    next_values[:-1] = values[1:]  # a step's successor is the next one,
+    terminations = (rng.random((steps, envs)) < 0.1).astype(float)
+    truncations = (rng.random((steps, envs)) < 0.1) * (1 - terminations)
+    next_values[truncations > 0] = rng.normal(size=int(truncations.sum()))  # but at an episode's end
+    dones = terminations + truncations
+    advantages = a2c_hesscale.compute_gae(rewards, values, next_values, terminations, dones, gamma, 1.0)
+
+    def n_step_return(t, i):
+        total = 0.0
+        for k in range(t, steps):
+            total += gamma ** (k - t) * rewards[k, i]
+            if terminations[k, i]:
+                return total
+            if truncations[k, i] or k == steps - 1:
+                return total + gamma ** (k - t + 1) * next_values[k, i]
+
+    expected = [[n_step_return(t, i) for i in range(envs)] for t in range(steps)]
+    np.testing.assert_allclose(advantages + values, expected, rtol=1e-10)
+
+
+@both
+@pytest.mark.parametrize("num_envs", [1, 2])
+@pytest.mark.parametrize("env_id, expected", [("Toggle-v0", 2.0), ("Toggle-v1", 4.0)])
+def test_truncation_bootstraps_from_the_real_last_observation_and_termination_does_not(
+    train, agent, env_id, expected, num_envs
+):
+    """The ratio of the two states' values tells the ways of ending an episode apart: see Toggle."""
+    flags = f"--env-id toy_envs:{env_id} --gamma 0.5 --gae-lambda 0 --optimizer adam --learning-rate 3e-3 --save-model"
+    flags += f" --num-envs {num_envs} --total-timesteps 15000 --num-steps "
+    flags += f"{600 // num_envs} --num-minibatches 6" if agent == "ppo" else f"{40 // num_envs} --anneal-lr"
+    saved = saved_model(train(agent, *flags.split()))
+    critic = TanhMLP(1, (64, 64), 1)
+    critic.load_state_dict({k[7:]: v for k, v in saved["agent"].items() if k.startswith("critic.")})
+    stats = saved["statistics"][0]["obs"]
+    obs = (torch.tensor([[-1.0], [1.0]]) - stats["mean"]) / torch.sqrt(stats["var"] + 1e-8)
+    value_0, value_1 = critic(obs.float()).flatten().tolist()
+    assert value_1 / value_0 == pytest.approx(expected, rel=0.1)
+
+
+# ---- runs --------------------------------------------------------------------------------------------------
+
+
+@both
+def test_hopper_leaves_a_readable_event_file_with_every_tag(train, agent, capsys):
+    folder = train(agent, "--env-id", "Hopper-v4", "--optimizer", "scaled-adahesscale", "--total-timesteps", 4096)
+    logged = scalars(folder)
+    assert set(logged) == TAGS[agent] | CURVATURE | SCALE
+    assert all(math.isfinite(value) for series in logged.values() for _, value in series)
+    assert [step for step, _ in logged["hesscale/eta_actor"]] == ([2048, 4096] if agent == "ppo" else [2050, 4095])
+    for net in ("actor", "critic"):
+        assert all(0 < eta <= 1 for _, eta in logged[f"hesscale/eta_{net}"])
+        assert all(0 <= share < 1 for _, share in logged[f"hesscale/negative_curvature_{net}"])
+        assert all(half_uhu > 0 for _, half_uhu in logged[f"hesscale/trust_region_{net}"])
+    default = AGENTS[agent].LEARNING_RATES["scaled-adahesscale"]
+    assert logged["charts/learning_rate"][0][1] == pytest.approx(default)
+    episodes, lengths = logged["charts/episodic_return"], logged["charts/episodic_length"]
+    assert len(episodes) == len(lengths) > 50
+    assert sum(length for _, length in lengths) == episodes[-1][0]  # one environment: every step is some episode's
+    out = capsys.readouterr().out
+    assert "scaled-adahesscale with step size" in out and "mean return of the last 50 episodes" in out
+
+
+@both
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_trains(train, agent, name):
+    folder = train(agent, "--env-id", "Hopper-v4", "--optimizer", name, "--total-timesteps", 2048, "--save-model")
+    scaled, curvature = name.startswith("scaled-"), name not in ("sgd", "adam")
+    assert set(scalars(folder)) == TAGS[agent] | (CURVATURE if curvature else set()) | (SCALE if scaled else set())
+    parameters = saved_model(folder)["agent"]
+    assert len(parameters) == 13
+    assert all(p.isfinite().all() for p in parameters.values())
+
+
+@both
+@pytest.mark.parametrize("name", ["adam", "adahessian", "scaled-adahesscale"])
+def test_discrete_actions_train(train, agent, name):
+    folder = train(agent, "--env-id", "CartPole-v1", "--optimizer", name, "--total-timesteps", 2048, "--ent-coef", 0.01)
+    assert TAGS[agent] <= set(scalars(folder))
+
+
+@both
+def test_cart_pole_is_learnt(train, agent):
+    """Ten times what a random policy gets (22), in a tenth of the steps that solving it takes."""
+    steps = 20_000 if agent == "ppo" else 40_000
+    folder = train(agent, "--env-id", "CartPole-v1", "--optimizer", "adam", "--total-timesteps", steps)
+    returns = [value for _, value in scalars(folder)["charts/episodic_return"]]
+    assert np.mean(returns[:20]) < 50 and np.mean(returns[-10:]) > 150
+
+
+@both
+def test_same_seed_gives_the_same_run_and_another_seed_another(train, agent):
+    flags = "--env-id Hopper-v4 --total-timesteps 2048 --seed".split()
+    one, again, other = (scalars(train(agent, *flags, seed)) for seed in (1, 1, 2))
+    for run in (one, again, other):
+        del run["charts/SPS"]
+    assert one == again
+    assert one["charts/episodic_return"] != other["charts/episodic_return"]
+
+
+@both
+@pytest.mark.parametrize("env_id", ["toy_envs:Shapes-v0", "toy_envs:Counter-v0"])
+def test_all_the_flags_work_together(train, agent, env_id):
+    flags = f"--env-id {env_id} --num-envs 3 --total-timesteps 600 --anneal-lr --learning-rate 1e-3 --ent-coef 0.01"
+    flags += " --max-grad-norm 0.5 --gamma 0.9 --gae-lambda 0.8 --exp-name test --no-cuda --no-torch-deterministic"
+    flags += " --optimizer adahesscale --no-norm-obs --no-norm-reward --num-steps 100"
+    if agent == "ppo":
+        flags += " --num-minibatches 4 --update-epochs 3 --clip-vloss --target-kl 0.01 --no-norm-adv --clip-coef 0.1"
+    else:
+        flags += " --norm-adv"
+    rates = [value for _, value in scalars(train(agent, *flags.split()))["charts/learning_rate"]]
+    assert rates[-1] == pytest.approx(5e-4)
+
+
+@both
+def test_gradient_clipping_bounds_the_update(train, agent):
+    """Adam forgives any scale of the gradient, but not one below its eps."""
+    flags = "--env-id toy_envs:Shapes-v0 --optimizer adam --num-steps 128 --total-timesteps 128 --save-model".split()
+    moved = [
+        saved_model(train(agent, *flags, *more))["agent"]["log_std"].abs().max()
+        for more in ([], ["--max-grad-norm", "1e-9"])
+    ]
+    assert moved[0] > 1e-4 > 1e-6 > moved[1]
+
+
+def test_target_kl_stops_the_epochs(train, monkeypatch):
+    """A threshold that the first epoch passes leaves one epoch of two."""
+    losses = []
+    original = ppo_hesscale.gaussian_ppo_loss
+    monkeypatch.setattr(ppo_hesscale, "gaussian_ppo_loss", lambda *args: losses.append(1) or original(*args))
+    flags = "--env-id toy_envs:Toggle-v0 --optimizer adam --num-steps 128 --total-timesteps 128 --num-minibatches 4"
+    for more, expected in ((), 8), (("--target-kl", "1e-9"), 4), (("--target-kl", "1e9"), 8):
+        losses.clear()
+        train("ppo", *flags.split(), "--update-epochs", 2, *more)
+        assert len(losses) == expected
+
+
+@both
+@pytest.mark.parametrize("env_id", ["Hopper-v4", "CartPole-v1"])
+def test_tensors_and_arrays_train_alike(train, agent, env_id, monkeypatch):
+    """What a GPU would run, on the CPU: the same losses as numpy's but for rounding."""
+    flags = f"--env-id {env_id} --total-timesteps 256 --optimizer adahesscale --learning-rate 1e-4".split()
+    if agent == "ppo":
+        flags += "--num-steps 256 --num-minibatches 4 --update-epochs 2 --clip-vloss".split()
+    arrays = scalars(train(agent, *flags))
+    to_numpy = lambda x: x.detach().numpy() if isinstance(x, torch.Tensor) else x  # noqa: E731
+    monkeypatch.setattr(AGENTS[agent], "array_functions", lambda device: (torch.as_tensor, to_numpy))
+    tensors = scalars(train(agent, *flags))
+    assert set(arrays) == set(tensors)
+    for tag in set(arrays) - {"charts/SPS"}:
+        np.testing.assert_allclose(arrays[tag], tensors[tag], rtol=0.01, atol=1e-4, err_msg=tag)
+
+
+@both
+def test_a_run_never_writes_into_anothers_folder(train, agent, monkeypatch):
+    monkeypatch.setattr(AGENTS[agent].time, "time", lambda: 1e9)
+    flags = "--env-id toy_envs:Shapes-v0 --num-steps 64 --total-timesteps 64 --optimizer adam".split()
+    first, second = train(agent, *flags), train(agent, *flags)
+    assert second.name == f"{first.name}_1"
+
+
+def test_wandb_works_offline_without_an_account(tmp_path):
+    flags = "--env-id toy_envs:Shapes-v0 --num-steps 64 --total-timesteps 64 --track".split()
+    done = run_script(tmp_path, "ppo", *flags, WANDB_MODE="offline", WANDB_SILENT="true")
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------
+
+
+def run_script(cwd, agent, *flags, **environment):
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}/tests"} | environment
+    command = [sys.executable, "-W", "error::UserWarning", f"{ROOT}/{agent}_hesscale.py", *map(str, flags)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+BAD_INPUT = [
+    ("--env-id Hoper-v4", "--env-id Hoper-v4: Environment `Hoper` doesn't exist"),
+    ("--env-id Hopper-v99", "--env-id Hopper-v99: Environment version `v99`"),
+    ("--env-id no_such_module:Env-v0", "--env-id no_such_module:Env-v0: No module named 'no_such_module'"),
+    ("--env-id toy_envs:Many-v0", "--env-id toy_envs:Many-v0 has the action space MultiDiscrete"),
+    ("--env-id toy_envs:Many-v0", "supported: Box and Discrete"),
+    ("--num-steps 0", "--num-steps 0: must be at least 1"),
+    ("--num-envs -1", "--num-envs -1: must be at least 1"),
+    ("--total-timesteps 0", "--total-timesteps 0: must be at least 1"),
+    ("--total-timesteps 4", "--total-timesteps 4: is less than one rollout, num_envs * num_steps = "),
+    ("--learning-rate 0", "--learning-rate 0.0: must be a number above 0"),
+    ("--learning-rate -1e-3", "--learning-rate -0.001: must be a number above 0"),
+    ("--learning-rate nan", "--learning-rate nan: must be a number above 0"),
+    ("--delta 0", "--delta 0.0: must be a number above 0"),
+    ("--delta inf", "--delta inf: must be a number above 0"),
+    ("--max-grad-norm 0", "--max-grad-norm 0.0: must be a number above 0"),
+    ("--ent-coef -1", "--ent-coef -1.0: must be a number >= 0"),
+    ("--gamma 1.5", "--gamma 1.5: must be in [0, 1]"),
+    ("--gae-lambda nan", "--gae-lambda nan: must be in [0, 1]"),
+    ("--seed -1", "--seed -1: must be in [0, 2^32)"),
+    ("--optimizer sgdd", f"--optimizer sgdd: choose one of {', '.join(OPTIMIZERS)}"),
+    ("--seed abc", "Error parsing --seed: invalid literal"),
+    ("--sede 1", "Unrecognized options: --sede"),
+]
+OF_ONE_AGENT = [
+    ("ppo", "--num-minibatches 30", "--num-minibatches 30: must divide the batch, num_envs * num_steps = 2048"),
+    ("ppo", "--num-steps 16", "--num-minibatches 32: a rollout of 16 gives none of them 2 samples, which --norm-adv"),
+    ("ppo", "--num-steps 16 --no-norm-adv", "--num-minibatches 32: a rollout of 16 gives none of them 1 sample"),
+    ("ppo", "--update-epochs 0", "--update-epochs 0: must be at least 1"),
+    ("ppo", "--num-minibatches 0", "--num-minibatches 0: must be at least 1"),
+    ("ppo", "--clip-coef 0", "--clip-coef 0.0: must be a number above 0"),
+    ("ppo", "--target-kl 0", "--target-kl 0.0: must be a number above 0"),
+    ("a2c", "--num-steps 1 --norm-adv", "--num-steps 1: --norm-adv needs a rollout of at least 2 samples"),
+    ("a2c", "--clip-coef 0.2", "Unrecognized options: --clip-coef"),
+]
+
+
+@pytest.mark.parametrize(
+    "agent, flags, message", [(agent, *case) for agent in AGENTS for case in BAD_INPUT] + OF_ONE_AGENT
+)
+def test_bad_input_is_one_line_and_nothing_is_written(train, tmp_path, agent, flags, message):
+    with pytest.raises(SystemExit) as exit:
+        train(agent, *flags.split())
+    assert exit.value.code.startswith("error: ")
+    assert message in exit.value.code
+    assert "\n" not in exit.value.code
+    assert not list(tmp_path.iterdir())
+
+
+@both
+@pytest.mark.parametrize("flags", ["--optimizer sgdd", "--seed abc", "--env-id Hoper-v4"])
+def test_bad_input_seen_from_the_shell(tmp_path, agent, flags):
+    done = run_script(tmp_path, agent, *flags.split())
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")
+    assert not list(tmp_path.iterdir())
+
+
+@both
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--env-id toy_envs:Broken-v0 --optimizer adam",
+        "--env-id Hopper-v4 --optimizer adam --learning-rate 1e6",
+        "--env-id Hopper-v4 --optimizer scaled-adahesscale --learning-rate 1e300",
+    ],
+)
+def test_a_run_that_diverges_says_so_in_one_line_and_keeps_its_returns(tmp_path, agent, flags):
+    done = run_script(tmp_path, agent, *flags.split(), "--num-steps", 256, "--total-timesteps", 2560)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "the update of step" in done.stderr and "is not finite" in done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert scalars(folder)["charts/episodic_return"]
