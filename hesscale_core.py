@@ -73,8 +73,9 @@ class TanhMLP(nn.Module):
             last = layer is self.layers[-1]
             nn.init.orthogonal_(layer.weight, output_gain if last else math.sqrt(2))
             nn.init.zeros_(layer.bias)
-        self._layer_params = [layer._parameters for layer in self.layers]  # nn.Module's own look-ups are slow
-        self._inputs = self._output_shape = None  # of each layer, kept by forward for backward
+        # changed in place and never assigned, because nn.Module's look-ups and assignments cost more than a layer
+        self._layer_params = [layer._parameters for layer in self.layers]
+        self._inputs = []  # of each layer, kept by forward for backward
         self._arrays = {}
 
     def forward(self, x):
@@ -87,18 +88,16 @@ class TanhMLP(nn.Module):
         params = self._params()
         if x.ndim != 2 or x.shape[1] != params[0].shape[1]:
             raise ValueError(f"input has shape {list(x.shape)}; expected [B, {params[0].shape[1]}]")
-        if isinstance(x, np.ndarray):
-            xp, params, self._inputs = np, self._numpy("data", params), [x]
+        xp = _namespace(x)
+        if xp is np:
+            params = self._numpy("data", params)
             if x.dtype != params[0].dtype:
                 raise TypeError(f"input is {x.dtype} but the parameters are {params[0].dtype}: convert one of them")
-        else:
-            xp, self._inputs = torch, [x.detach()]
+        self._inputs[:] = [_constant(x)]
         for weight, bias in zip(params[:-2:2], params[1:-2:2], strict=True):
             x = xp.tanh(x @ weight.T + bias)
-            self._inputs.append(x if xp is np else x.detach())
-        output = x @ params[-2].T + params[-1]
-        self._output_shape = tuple(output.shape)
-        return output
+            self._inputs.append(_constant(x))
+        return x @ params[-2].T + params[-1]
 
     @torch.no_grad()
     def backward(self, grad_output, hess_output, gauss_newton=False):
@@ -117,13 +116,14 @@ class TanhMLP(nn.Module):
             ValueError: a shape is not that of the output.
             TypeError: `grad_output` and `hess_output` are not what forward got (numpy array or tensor).
         """
-        if self._inputs is None:
+        if not self._inputs:
             raise RuntimeError("TanhMLP.backward needs the activations of a forward pass: call forward first")
         second_order = hess_output is not None
         g, h = _constant(grad_output), _constant(hess_output if second_order else grad_output)
         xp = _namespace(self._inputs[0], g, h)
-        _check_shapes(grad_output=(g, self._output_shape), hess_output=(h, self._output_shape))
         params = self._params()
+        shape = len(self._inputs[0]), len(params[-1])
+        _check_shapes(grad_output=(g, shape), hess_output=(h, shape))
         for p in params:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
@@ -166,7 +166,7 @@ class TanhMLP(nn.Module):
         return self._arrays[kind][1]
 
     def __getstate__(self):
-        return self.__dict__ | {"_arrays": {}, "_inputs": None}  # a copy makes views of its own memory
+        return self.__dict__ | {"_arrays": {}, "_inputs": []}  # a copy makes views of its own memory
 
 
 # ---- 2. Losses: exact derivatives with respect to the network's output (Appendices B and C) ----------------

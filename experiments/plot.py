@@ -17,8 +17,20 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
 # Okabe and Ito's colours, which the colour-blind tell apart; a scaled optimizer has its base's, dashed
-COLORS = {"adam": "#0072B2", "adahesscale": "#D55E00", "adahesscalegn": "#009E73"}
-LABELS = {"adam": "Adam", "adahesscale": "AdaHesScale", "adahesscalegn": "AdaHesScaleGN"}
+COLORS = {
+    "adam": "#0072B2",
+    "adahesscale": "#D55E00",
+    "adahesscalegn": "#009E73",
+    "adahessian": "#CC79A7",
+    "sgd": "#7F7F7F",
+}
+LABELS = {
+    "adam": "Adam",
+    "adahesscale": "AdaHesScale",
+    "adahesscalegn": "AdaHesScaleGN",
+    "adahessian": "AdaHessian",
+    "sgd": "SGD",
+}
 
 
 def style(optimizer):
