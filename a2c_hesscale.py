@@ -78,6 +78,8 @@ class Args:
     """sgd, adam, adahessian, adahesscale or adahesscalegn, or one of them with step-size scaling: scaled-sgd, ..."""
     learning_rate: float | None = None
     """the step size; left out, the optimizer's measured default"""
+    eps: float = 1e-5
+    """what is added to the square root of the second moment"""
     delta: float = 1e-8
     """radius of the trust region of the scaled optimizers (Algorithm 3)"""
     num_envs: int = 1
@@ -152,11 +154,11 @@ def main(args):
     envs = [make_env(args, videos if i == 0 else None) for i in range(args.num_envs)]
     obs_dim, action_dim, discrete = envs[0].obs_dim, envs[0].action_dim, envs[0].discrete
 
-    # agent setup: one optimizer, and so one trust region, for each network; eps is the authors'
+    # agent setup: one optimizer, and so one trust region, for each network
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     agent = Agent(obs_dim, action_dim, discrete).to(device)
     actor, critic = agent.actor, agent.critic
-    options = dict(lr=args.learning_rate, eps=1e-5, delta=args.delta)
+    options = dict(lr=args.learning_rate, eps=args.eps, delta=args.delta)
     actor_optimizer = make_optimizer(args.optimizer, agent.actor_parameters(), **options)
     critic_optimizer = make_optimizer(args.optimizer, critic.parameters(), **options)
     needs_hess, gauss_newton = actor_optimizer.needs_hess, actor_optimizer.gauss_newton

@@ -52,7 +52,7 @@ def check_args(args):
     check(lambda n: n >= 1, "must be at least 1", "total_timesteps", "num_envs", "num_steps")
     check(lambda n: n >= 1, "must be at least 1", "num_minibatches", "update_epochs")
     check(lambda name: name in OPTIMIZERS, f"choose one of {', '.join(OPTIMIZERS)}", "optimizer")
-    above_zero = "learning_rate", "delta", "clip_coef", "max_grad_norm", "target_kl"
+    above_zero = "learning_rate", "eps", "delta", "clip_coef", "max_grad_norm", "target_kl"
     check(lambda x: 0 < x < math.inf, "must be a number above 0", *above_zero)
     check(lambda x: 0 <= x <= 1, "must be in [0, 1]", "gamma", "gae_lambda")
     check(lambda x: 0 <= x < math.inf, "must be a number >= 0", "ent_coef")

@@ -2,14 +2,16 @@
 
     python benchmarks/minibatch.py
 
-64 samples, 64-64 networks, Hopper's sizes (11 observations, 3 actions), as in ppo_hesscale.py's defaults. The
-reference is CleanRL's way: the same networks and losses by autograd, one torch.optim.Adam.
+A minibatch of 64 samples out of a rollout of 2048, 64-64 networks, Hopper's sizes (11 observations, 3 actions): what
+ppo_hesscale.py does for it, from picking the samples to the update. The reference does what CleanRL's
+ppo_continuous_action.py does: both losses by autograd, gradient clipping, one torch.optim.Adam.
 """
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -20,7 +22,15 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from hesscale_core import OPTIMIZERS, TanhMLP, gaussian_ppo_loss, make_optimizer, value_loss
+from hesscale_core import (
+    OPTIMIZERS,
+    TanhMLP,
+    gaussian_log_prob,
+    gaussian_ppo_loss,
+    hutchinson,
+    make_optimizer,
+    value_loss,
+)
 from hesscale_utils import NormalizedEnv
 
 B, OBS, ACT, CLIP = 64, 11, 3, 0.2
@@ -46,18 +56,18 @@ def table(title, functions, base):
         print(f"  {name:<52}{us:8.1f} us   {us / result[base]:5.2f} x")
 
 
-def batch(dtype=np.float32):
+def rollout():
+    """Observations, actions, old log-probabilities, advantages and returns of 2048 steps; and a minibatch's indices."""
     rng = np.random.default_rng(0)
-    obs, actions = rng.normal(size=(B, OBS)), rng.normal(size=(B, ACT))
-    return [
-        x.astype(dtype) for x in (obs, actions, rng.normal(size=B) - 4, rng.normal(size=B), rng.normal(size=(B, 1)))
-    ]
+    shapes = (2048, OBS), (2048, ACT), 2048, 2048, (2048, 1)
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    arrays[2] -= 4
+    return arrays, rng.permutation(2048)[:B]
 
 
 def ours(name, tensors=False):
-    """One update of actor and critic; with `tensors`, on torch instead of numpy."""
-    arrays = [torch.as_tensor(x) if tensors else x for x in batch()]
-    obs, actions, old_log_probs, advantages, returns = arrays
+    """One minibatch of ppo_hesscale.py; with `tensors`, as on a GPU but on the CPU."""
+    arrays, mb_inds = rollout()
     actor, critic, log_std = (
         TanhMLP(OBS, (64, 64), ACT, 0.01),
         TanhMLP(OBS, (64, 64), 1),
@@ -66,36 +76,57 @@ def ours(name, tensors=False):
     # a step size so small that the networks stay the same
     actor_optimizer = make_optimizer(name, [*actor.parameters(), log_std], 1e-12)
     critic_optimizer = make_optimizer(name, critic.parameters(), 1e-12)
-    log_std_array = log_std.detach() if tensors else log_std.detach().numpy()
     needs_hess, gauss_newton = actor_optimizer.needs_hess, actor_optimizer.gauss_newton
+    by_autograd = actor_optimizer.hutchinson
+    if by_autograd or tensors:
+        arrays = [torch.as_tensor(array) for array in arrays]
+    log_std_array = log_std if by_autograd else log_std.detach() if tensors else log_std.detach().numpy()
 
-    @torch.no_grad()
     def update():
-        pg = gaussian_ppo_loss(actor(obs), log_std_array, actions, old_log_probs, advantages, CLIP)
-        actor.backward(pg.grad_mean, pg.hess_mean if needs_hess else None, gauss_newton)
-        log_std.grad, log_std.hess = torch.as_tensor(pg.grad_log_std), torch.as_tensor(pg.hess_log_std)
-        v = value_loss(critic(obs), returns)
-        critic.backward(v.grad_value, v.hess_value if needs_hess else None, gauss_newton)
+        obs, actions, old_log_probs, advantages, returns = (array[mb_inds] for array in arrays)
+        advantages = advantages - advantages.mean()
+        advantages = advantages / (math.sqrt((advantages * advantages).sum() / (B - 1)) + 1e-8)
+        mean, value = actor(obs), critic(obs)
+        pg = gaussian_ppo_loss(mean, log_std_array, actions, old_log_probs, advantages, CLIP)
+        gaussian_log_prob(mean, log_std_array, actions) - old_log_probs  # for approx_kl and clipfrac
+        v = value_loss(value, returns)
+        if by_autograd:
+            hutchinson(pg.loss, [*actor.parameters(), log_std])
+            hutchinson(v.loss, critic.parameters())
+        else:
+            actor.backward(pg.grad_mean, pg.hess_mean if needs_hess else None, gauss_newton)
+            log_std.grad, log_std.hess = torch.as_tensor(pg.grad_log_std), torch.as_tensor(pg.hess_log_std)
+            critic.backward(v.grad_value, v.hess_value if needs_hess else None, gauss_newton)
         actor_optimizer.step()
         critic_optimizer.step()
 
-    return update
+    return update if by_autograd else torch.no_grad()(update)
 
 
 def cleanrls():
-    obs, actions, old_log_probs, advantages, returns = map(torch.as_tensor, batch())
+    arrays, mb_inds = rollout()
+    arrays = [torch.as_tensor(array) for array in arrays]
     make = lambda out: nn.Sequential(nn.Linear(OBS, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, out))  # noqa: E731
     actor, critic, log_std = make(ACT), make(1), nn.Parameter(torch.zeros(1, ACT))
-    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters(), log_std], lr=1e-12, eps=1e-5)
+    params = [*actor.parameters(), *critic.parameters(), log_std]
+    optimizer = torch.optim.Adam(params, lr=1e-12, eps=1e-5)
 
     def update():
+        obs, actions, old_log_probs, advantages, returns = (array[mb_inds] for array in arrays)
         mean = actor(obs)
         policy = torch.distributions.Normal(mean, log_std.expand_as(mean).exp())
-        ratio = (policy.log_prob(actions).sum(1) - old_log_probs).exp()
-        pg = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - CLIP, 1 + CLIP)).mean()
-        loss = pg - 0.0 * policy.entropy().sum(1).mean() + 0.5 * 0.5 * ((critic(obs) - returns) ** 2).mean()
+        log_ratio = policy.log_prob(actions).sum(1) - old_log_probs
+        ratio = log_ratio.exp()
+        with torch.no_grad():
+            (-log_ratio).mean(), ((ratio - 1) - log_ratio).mean()
+            ((ratio - 1.0).abs() > CLIP).float().mean().item()
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        pg = torch.max(-advantages * ratio, -advantages * torch.clamp(ratio, 1 - CLIP, 1 + CLIP)).mean()
+        v = 0.5 * ((critic(obs).view(-1) - returns.view(-1)) ** 2).mean()
+        loss = pg - 0.0 * policy.entropy().sum(1).mean() + v * 0.5
         optimizer.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(params, 0.5)
         optimizer.step()
 
     return update

@@ -45,6 +45,11 @@ def style(optimizer):
     )
 
 
+def order(optimizer):
+    """Optimizers as in LABELS, each before its scaled form."""
+    return list(LABELS).index(optimizer.removeprefix("scaled-")), optimizer.startswith("scaled-")
+
+
 def read(path, *keys):
     """Rows of a table, grouped: {key values: [row, ...]}."""
     groups = defaultdict(list)
@@ -78,7 +83,7 @@ def curves(out):
         total = int(rows[0]["total_timesteps"])
         grid = (np.arange(100) + 0.5) * total / 100
         seeds[env_id, optimizer].append(np.interp(grid[grid <= steps[-1]], steps, returns))
-    for (env_id, optimizer), returns in seeds.items():
+    for (env_id, optimizer), returns in sorted(seeds.items(), key=lambda item: order(item[0][1])):
         length = min(map(len, returns))
         mean, error = mean_and_error([r[:length] for r in returns])
         look = style(optimizer) | dict(marker="")
@@ -89,8 +94,8 @@ def curves(out):
         )
     for axis in axes.values():
         axis.set_xlabel("environment steps (thousands)")
-        axis.set_ylabel("episodic return")
         axis.legend(frameon=False, loc="upper left")
+    next(iter(axes.values())).set_ylabel("episodic return")
     return figure
 
 
@@ -99,16 +104,34 @@ def step_sizes(out):
     runs = read(f"{out}.csv", "env_id", "optimizer", "learning_rate")
     figure, axes = panels(sorted({env_id for env_id, _, _ in runs}, reverse=True))
     for env_id, axis in axes.items():
-        for optimizer in dict.fromkeys(optimizer for _, optimizer, _ in runs):
+        for optimizer in sorted({optimizer for _, optimizer, _ in runs}, key=order):
             points = sorted((float(lr), rows) for (e, o, lr), rows in runs.items() if (e, o) == (env_id, optimizer))
             results = [mean_and_error([float(row["return_last_50"]) for row in rows]) for _, rows in points]
             mean, error = zip(*results, strict=True)
             axis.errorbar([lr for lr, _ in points], mean, error, capsize=2, markersize=4, **style(optimizer))
         axis.set_xscale("log")
         axis.set_xlabel("step size")
-        axis.set_ylabel("return of the last 50 episodes")
+    next(iter(axes.values())).set_ylabel("return of the last 50 episodes")
     figure.legend(*axis.get_legend_handles_labels(), frameon=False, loc="outside right center")
+    print_best(runs)
     return figure
+
+
+def print_best(runs):
+    """For each optimizer, the step sizes by the mean over environments of return / best mean return there.
+
+    Only step sizes that were run with at least two seeds in every environment are in the running.
+    """
+    returns = {key: [float(row["return_last_50"]) for row in rows] for key, rows in runs.items()}
+    means = {key: np.mean(values) for key, values in returns.items() if len(values) > 1}
+    best = {env_id: max(m for (e, _, _), m in means.items() if e == env_id) for env_id in {key[0] for key in means}}
+    scores = defaultdict(dict)
+    for _, optimizer, lr in means:
+        if all((env_id, optimizer, lr) in means for env_id in best):
+            scores[optimizer][lr] = np.mean([means[env_id, optimizer, lr] / best[env_id] for env_id in best])
+    for optimizer, of_lr in scores.items():
+        ranking = sorted(of_lr.items(), key=lambda item: -item[1])
+        print(f"{optimizer:<22}" + "   ".join(f"{lr}: {score:.2f}" for lr, score in ranking))
 
 
 if __name__ == "__main__":

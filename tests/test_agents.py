@@ -277,6 +277,7 @@ BAD_INPUT = [
     ("--learning-rate 0", "--learning-rate 0.0: must be a number above 0"),
     ("--learning-rate -1e-3", "--learning-rate -0.001: must be a number above 0"),
     ("--learning-rate nan", "--learning-rate nan: must be a number above 0"),
+    ("--eps 0", "--eps 0.0: must be a number above 0"),
     ("--delta 0", "--delta 0.0: must be a number above 0"),
     ("--delta inf", "--delta inf: must be a number above 0"),
     ("--max-grad-norm 0", "--max-grad-norm 0.0: must be a number above 0"),
