@@ -40,13 +40,13 @@ LEARNING_RATES = {
     "sgd": 1e-2,
     "adam": 3e-4,
     "adahessian": 1e-3,
-    "adahesscale": 1e-3,
-    "adahesscalegn": 1e-3,
+    "adahesscale": 3e-4,
+    "adahesscalegn": 3e-4,
     "scaled-sgd": 1e-2,
     "scaled-adam": 1e-3,
     "scaled-adahessian": 1e-3,
     "scaled-adahesscale": 1e-3,
-    "scaled-adahesscalegn": 1e-3,
+    "scaled-adahesscalegn": 3e-4,
 }
 
 

@@ -58,12 +58,12 @@ def run(config):
     if config["learning_rate"] != "default":
         command += ["--learning-rate", str(config["learning_rate"])]
     start = time.time()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.time() - start
     folder = done.stdout.splitlines()[0].split()[-1] if done.stdout else None  # the agent's first line ends with it
     if done.returncode and (folder is None or "not finite" not in done.stderr):
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
-    events = EventAccumulator(str(ROOT / folder), size_guidance={"scalars": 0})
+    events = EventAccumulator(folder, size_guidance={"scalars": 0})
     events.Reload()
     scalars = lambda tag: events.Scalars(tag) if tag in events.Tags()["scalars"] else []  # noqa: E731
     episodes = [(e.step, e.value) for e in scalars("charts/episodic_return")]
@@ -97,7 +97,7 @@ def append(path, rows):
 
 
 def main(args):
-    table, curves = ROOT / f"{args.out}.csv", ROOT / f"{args.out}_curves.csv"
+    table, curves = Path(f"{args.out}.csv"), Path(f"{args.out}_curves.csv")
     done = set()
     if table.exists():
         with open(table, newline="") as file:

@@ -7,7 +7,6 @@ python experiments/plot.py step-sizes results/ppo_step_sizes     # return over t
 import csv
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -15,7 +14,6 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-ROOT = Path(__file__).resolve().parent.parent
 # Okabe and Ito's colours, which the colour-blind tell apart; a scaled optimizer has its base's, dashed
 COLORS = {
     "adam": "#0072B2",
@@ -135,7 +133,7 @@ def print_best(runs):
 
 
 if __name__ == "__main__":
-    what, out = sys.argv[1], ROOT / sys.argv[2]
+    what, out = sys.argv[1:]
     figure = {"curves": curves, "step-sizes": step_sizes}[what](out)
     figure.savefig(f"{out}.png", dpi=160)
     print(f"{out}.png")
