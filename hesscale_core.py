@@ -349,7 +349,8 @@ def _surrogate(xp, log_prob, old_log_probs, advantages, clip_coef):
     ratio = xp.exp(log_prob - old_log_probs)
     loss = -xp.minimum(ratio * advantages, xp.clip(ratio, 1 - clip_coef, 1 + clip_coef) * advantages).mean()
     unclipped = xp.where(advantages > 0, ratio <= 1 + clip_coef, ratio >= 1 - clip_coef)
-    return loss, (unclipped * _constant(ratio) * advantages / -len(advantages))[:, None]
+    ratio = xp.where(unclipped, _constant(ratio), 0.0)  # not a product, for a clipped ratio may be infinite
+    return loss, (ratio * advantages / -len(advantages))[:, None]
 
 
 def _gaussian_loss(loss, mean, log_std, grad_mean, hess_mean, grad_log_std, hess_log_std, ent_coef):

@@ -113,6 +113,15 @@ def test_clipped_samples_contribute_nothing(kind, ratio, advantage):
         assert not derivative.any()
 
 
+def test_a_clipped_ratio_may_overflow(kind):
+    mean, log_std, actions = torch.zeros(1, 2), torch.zeros(2), torch.ones(1, 2)
+    ours = gaussian_ppo_loss(*map(kind, (mean, log_std, actions, torch.tensor([-1e4]), torch.ones(1))), CLIP)
+    assert float(ours.loss) == pytest.approx(-1 - CLIP)
+    for derivative in ours[1:]:
+        assert not derivative.any()
+        assert torch.as_tensor(derivative).dtype == torch.float32
+
+
 @pytest.mark.parametrize("ratio, advantage", [(0.7, 1.0), (1.3, -1.0), (1.1, 1.0), (0.9, -1.0)])
 def test_samples_outside_the_interval_count_where_the_unclipped_branch_is_the_smaller(kind, ratio, advantage):
     for derivative in ppo_sample(ratio, advantage, kind)[1:]:
