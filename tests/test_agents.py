@@ -252,7 +252,8 @@ def test_wandb_works_offline_without_an_account(tmp_path):
     flags = "--env-id toy_envs:Shapes-v0 --num-steps 64 --total-timesteps 64 --track".split()
     done = run_script(tmp_path, "ppo", *flags, WANDB_MODE="offline", WANDB_SILENT="true")
     assert done.returncode == 0, done.stderr
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    (twin,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert all(tag.encode() in twin.read_bytes() for tag in TAGS["ppo"] | CURVATURE | SCALE)
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------

@@ -63,6 +63,9 @@ def test_the_benchmark_runs(monkeypatch, capsys):
         assert line in out
 
 
-@pytest.mark.parametrize("script", ["scripts/run.sh", "scripts/test.sh", "scripts/venv.sh", "experiments/results.sh"])
+@pytest.mark.parametrize(
+    "script",
+    ["scripts/run.sh", "scripts/test.sh", "scripts/venv.sh", "experiments/results.sh", "experiments/step_sizes.sh"],
+)
 def test_shell_scripts_parse(script):
     assert subprocess.run(["bash", "-n", ROOT / script]).returncode == 0
