@@ -58,7 +58,9 @@ def read(path, *keys):
 
 
 def panels(env_ids):
-    figure, axes = plt.subplots(1, len(env_ids), figsize=(5.2 * len(env_ids), 3.6), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(env_ids), figsize=(5 * len(env_ids) + 2.4, 3.6), squeeze=False, layout="constrained"
+    )
     for axis, env_id in zip(axes[0], env_ids, strict=True):
         axis.set_title(env_id)
         axis.spines[["top", "right"]].set_visible(False)
@@ -92,8 +94,8 @@ def curves(out):
         )
     for axis in axes.values():
         axis.set_xlabel("environment steps (thousands)")
-        axis.legend(frameon=False, loc="upper left")
     next(iter(axes.values())).set_ylabel("episodic return")
+    figure.legend(*axis.get_legend_handles_labels(), frameon=False, loc="outside right center")
     return figure
 
 
