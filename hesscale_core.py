@@ -157,7 +157,7 @@ class TanhMLP(nn.Module):
     def _numpy(self, kind, params):
         """The parameters ("data"), their `.grad` or their `.hess` as numpy arrays that share the memory.
 
-        18 new views for each minibatch would cost 20 us; to see that the old ones still hold costs 2 us.
+        To see that the views made last time still hold costs less than to make 18 new ones for each minibatch.
         """
         tensors = params if kind == "data" else [getattr(p, kind) for p in params]
         pointers = [t.data_ptr() for t in tensors]
