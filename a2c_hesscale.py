@@ -37,7 +37,7 @@ from hesscale_utils import Run, array_functions, check_args, fail, make_env, par
 LEARNING_RATES = {
     "sgd": 1e-3,
     "adam": 3e-4,
-    "adahessian": 1e-3,
+    "adahessian": 3e-3,
     "adahesscale": 3e-4,
     "adahesscalegn": 3e-4,
     "scaled-sgd": 1e-2,

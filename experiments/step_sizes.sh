@@ -16,7 +16,7 @@ ppo --optimizers ${main#adam } --learning-rates 3e-3 --seeds 1 2
 a2c() { grid --agent a2c_hesscale.py --out results/a2c_step_sizes --total-timesteps 300000 --seeds 1 2 "$@"; }
 a2c --optimizers adam adahesscale --learning-rates 1e-4 3e-4 1e-3
 a2c --optimizers adahesscale --learning-rates 3e-3
-a2c --optimizers adahessian --learning-rates 3e-4 1e-3
+a2c --optimizers adahessian --learning-rates 3e-4 1e-3 3e-3
 a2c --optimizers scaled-adahesscale --learning-rates 1e-3 1e-2
 
 # the rest at half the steps, in tables of their own because that is another measure
@@ -30,15 +30,22 @@ a2c --optimizers adahesscalegn scaled-adahesscalegn --learning-rates 3e-4 1e-3
 a2c --optimizers scaled-adam --learning-rates 3e-4 1e-3
 a2c --optimizers scaled-adahessian --learning-rates 1e-3
 
-# A2C with observations and rewards as the environment gives them, against the default that normalizes both; and with
-# AdaHesScale's eps and the batch changed
-raw() { grid --agent a2c_hesscale.py --out results/a2c_raw --seeds 1 2 --extra="--no-norm-obs --no-norm-reward" "$@"; }
-raw --optimizers adam --learning-rates 3e-4 1e-3
-raw --optimizers adahesscale --learning-rates 1e-3 3e-3
-why() { python experiments/grid.py --agent a2c_hesscale.py --out results/a2c_why --env-ids HalfCheetah-v4 --seeds 1 2 "$@"; }
-why --optimizers adahesscale --learning-rates 1e-3 --extra="--eps 1e-8"
-why --optimizers adahesscale --learning-rates 1e-3 --extra="--eps 1e-3"
-why --optimizers adam adahesscale --learning-rates 1e-3 --extra="--num-steps 20"
+# what else might decide between Adam and AdaHesScale in A2C: observations and rewards as the environment gives them
+# (the default normalizes both), eps, and the size of the batch
+raw="--no-norm-obs --no-norm-reward"
+half() { grid --agent a2c_hesscale.py --out results/a2c_raw --seeds 1 2 --total-timesteps 300000 --extra="$raw" "$@"; }
+half --optimizers adam --learning-rates 3e-4 1e-3
+half --optimizers adahesscale --learning-rates 1e-3 3e-3
+cheetah() { python experiments/grid.py --agent a2c_hesscale.py --env-ids HalfCheetah-v4 "$@"; }
+full() { cheetah --out results/a2c_raw_500k --seeds 1 2 3 --total-timesteps 500000 --extra="$raw" "$@"; }
+full --optimizers adam --learning-rates 3e-4
+full --optimizers adahesscale --learning-rates 1e-3
+why() { cheetah --out results/a2c_why --total-timesteps 300000 "$@"; }
+why --seeds 1 2 --optimizers adahesscale --learning-rates 1e-3 --extra="--eps 1e-8"
+why --seeds 1 2 --optimizers adahesscale --learning-rates 1e-3 --extra="--eps 1e-3"
+why --seeds 1 2 --optimizers adam --learning-rates 1e-3 --extra="--num-steps 20"
+why --seeds 1 2 3 --optimizers adam --learning-rates 3e-4 --extra="--num-steps 20"
+why --seeds 1 2 3 --optimizers adahesscale --learning-rates 1e-3 --extra="--num-steps 20"
 
 for table in ppo_step_sizes a2c_step_sizes ppo_step_sizes_150k a2c_step_sizes_150k; do
     python experiments/plot.py step-sizes results/$table
