@@ -35,11 +35,11 @@ from hesscale_core import (
 from hesscale_utils import Run, array_functions, check_args, fail, make_env, parse_args, share_negative
 
 LEARNING_RATES = {
-    "sgd": 1e-3,
+    "sgd": 1e-2,
     "adam": 3e-4,
     "adahessian": 3e-3,
     "adahesscale": 3e-4,
-    "adahesscalegn": 3e-4,
+    "adahesscalegn": 1e-3,
     "scaled-sgd": 1e-2,
     "scaled-adam": 1e-3,
     "scaled-adahessian": 1e-3,
