@@ -28,6 +28,7 @@ from hesscale_core import (
     gaussian_policy_gradient_loss,
     hutchinson,
     make_optimizer,
+    set_derivatives,
     softmax_entropy,
     softmax_policy_gradient_loss,
     value_loss,
@@ -241,18 +242,17 @@ def main(args):
         pg = policy_gradient_loss(output, *log_std, b_actions, b_advantages, args.ent_coef)
         v = value_loss(value, b_returns)
         if by_autograd:
-            hutchinson(pg.loss, agent.actor_parameters())
-            hutchinson(v.loss, critic.parameters())
+            hutchinson(pg.loss + v.loss, agent.parameters())  # no parameter is in both
         else:
             _, grad_output, hess_output, *of_log_std = pg
             actor.backward(grad_output, hess_output if needs_hess else None, gauss_newton)
             if not discrete:
-                agent.log_std.grad, agent.log_std.hess = map(torch.as_tensor, of_log_std)
+                set_derivatives(agent.log_std, *of_log_std)
             critic.backward(v.grad_value, v.hess_value if needs_hess else None, gauss_newton)
         if args.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-        actor_optimizer.step()
-        critic_optimizer.step()
+        actor_optimizer.update()
+        critic_optimizer.update()
 
         # record for plotting purposes: means over the updates since the last record
         for name, quantity in dict(value_loss=v.loss, policy_loss=pg.loss, values=values, returns=returns).items():

@@ -13,7 +13,6 @@ import os
 # for layers of 64 units a second thread costs more than it brings; must come before numpy is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import math
 import random
 import time
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from hesscale_core import (
     gaussian_ppo_loss,
     hutchinson,
     make_optimizer,
+    set_derivatives,
     softmax_entropy,
     softmax_log_prob,
     softmax_ppo_loss,
@@ -247,54 +247,48 @@ def main(args):
             next_values[tuple(zip(*truncated_at, strict=True))] = to_numpy(critic(to_net(np.stack(final_obs))))[:, 0]
         advantages = compute_gae(rewards, values, next_values, terminations, dones, args.gamma, args.gae_lambda)
         returns = advantages + values
-        flat_outputs, flat_actions = outputs.reshape(-1, action_dim), actions.reshape(-1, *actions.shape[2:])
-        log_probs = log_prob(flat_outputs, *map(to_numpy, log_std), flat_actions)
+        b_actions = actions.reshape(-1, *actions.shape[2:])
+        b_log_probs = log_prob(outputs.reshape(-1, action_dim), *map(to_numpy, log_std), b_actions)
 
         # flatten the batch
-        b_obs = to_batch(obs.reshape(-1, obs_dim))
-        b_actions = to_batch(flat_actions)
-        b_log_probs = to_batch(log_probs)
-        b_advantages = to_batch(advantages.reshape(-1))
-        b_returns = to_batch(returns.reshape(-1, 1))
-        b_values = to_batch(values.reshape(-1, 1))
+        b_obs, b_advantages = obs.reshape(-1, obs_dim), advantages.reshape(-1)
+        b_returns, b_values = returns.reshape(-1, 1), values.reshape(-1, 1)
 
         # Optimizing the policy and value network
         log_ratios, etas, trust_regions = [], [], []
         for _ in range(args.update_epochs):
-            b_inds = rng.permutation(batch_size)
-            for start in range(0, batch_size, minibatch_size):
-                mb_inds = b_inds[start : start + minibatch_size]
-                mb_obs, mb_actions, mb_log_probs = b_obs[mb_inds], b_actions[mb_inds], b_log_probs[mb_inds]
-                mb_advantages = b_advantages[mb_inds]
-                if args.norm_adv:
-                    mb_advantages = mb_advantages - mb_advantages.mean()
-                    std = math.sqrt((mb_advantages * mb_advantages).sum() / (minibatch_size - 1))
-                    mb_advantages = mb_advantages / (std + 1e-8)
-
+            # shuffled and normalized as a whole, which is cheaper: each array [num_minibatches, minibatch_size, ...]
+            b_inds = rng.permutation(batch_size).reshape(args.num_minibatches, minibatch_size)
+            batch = b_obs, b_actions, b_log_probs, b_returns, b_values, b_advantages
+            minibatches = [array[b_inds] for array in batch]
+            if args.norm_adv:
+                minibatches[-1] -= minibatches[-1].mean(1, keepdims=True)
+                minibatches[-1] /= minibatches[-1].std(1, ddof=1, keepdims=True) + 1e-8
+            for mb_obs, mb_actions, mb_log_probs, mb_returns, mb_values, mb_advantages in zip(
+                *map(to_batch, minibatches), strict=True
+            ):
                 # Policy loss, its derivatives at the actor's output, and from there to every parameter
                 output = actor(mb_obs)
                 pg = ppo_loss(output, *log_std, mb_actions, mb_log_probs, mb_advantages, args.clip_coef, args.ent_coef)
-                log_ratios.append(to_numpy(log_prob(output, *log_std, mb_actions) - mb_log_probs))
+                log_ratios.append(to_numpy(pg.log_prob - mb_log_probs))
 
                 # Value loss, likewise
                 value = critic(mb_obs)
-                old = dict(old_value=b_values[mb_inds], clip_coef=args.clip_coef) if args.clip_vloss else {}
-                v = value_loss(value, b_returns[mb_inds], **old)
+                v = value_loss(value, mb_returns, *([mb_values, args.clip_coef] if args.clip_vloss else []))
 
                 if by_autograd:
-                    hutchinson(pg.loss, agent.actor_parameters())
-                    hutchinson(v.loss, critic.parameters())
+                    hutchinson(pg.loss + v.loss, agent.parameters())  # no parameter is in both
                 else:
                     _, grad_output, hess_output, *of_log_std = pg
                     actor.backward(grad_output, hess_output if needs_hess else None, gauss_newton)
                     if not discrete:
-                        agent.log_std.grad, agent.log_std.hess = map(torch.as_tensor, of_log_std)
+                        set_derivatives(agent.log_std, *of_log_std)
                     critic.backward(v.grad_value, v.hess_value if needs_hess else None, gauss_newton)
 
                 if args.max_grad_norm is not None:
                     nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-                actor_optimizer.step()
-                critic_optimizer.step()
+                actor_optimizer.update()
+                critic_optimizer.update()
                 etas.append((actor_optimizer.eta, critic_optimizer.eta))
                 trust_regions.append((actor_optimizer.trust_region, critic_optimizer.trust_region))
 

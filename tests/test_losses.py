@@ -294,3 +294,17 @@ def test_a_column_of_values_never_broadcasts_against_a_row_of_returns():
 def test_numpy_and_torch_do_not_mix():
     with pytest.raises(TypeError, match="ndarray, Tensor"):
         cross_entropy_loss(np.zeros((2, 3)), torch.zeros(2, dtype=torch.long))
+
+
+def test_policy_losses_hand_on_the_log_probability(kind):
+    mean, log_std, actions, old, advantages = random_policy(0, True)
+    expected = Normal(mean, log_std.exp()).log_prob(actions).sum(1)
+    args = [kind(t) for t in (mean, log_std, actions)]
+    assert_equal(gaussian_policy_gradient_loss(*args, kind(advantages)).log_prob, expected)
+    assert_equal(gaussian_ppo_loss(*args, kind(old), kind(advantages), CLIP).log_prob, expected)
+    choices = torch.arange(len(mean)) % mean.shape[1]
+    expected = Categorical(logits=mean).log_prob(choices)
+    args = kind(mean), kind(choices)
+    assert_equal(softmax_policy_gradient_loss(*args, kind(advantages)).log_prob, expected)
+    assert_equal(softmax_ppo_loss(*args, kind(old), kind(advantages), CLIP).log_prob, expected)
+    assert_equal(cross_entropy_loss(*args).log_prob, expected)

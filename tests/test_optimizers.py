@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hesscale_core
 from hesscale_core import OPTIMIZERS, SGD, Adam, TanhMLP, hutchinson, make_optimizer, value_loss
 
 SHAPES = [(3, 4), (4,), (), (2, 1, 5)]
@@ -341,6 +342,50 @@ def test_closure_is_called_and_its_loss_returned():
 
     assert optimizer.step(closure).item() == 2.0
     assert (param < 1).all()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_on_torchs_tensors_they_are_what_they_are_on_numpys_arrays(monkeypatch, name):
+    """On a GPU, that is, and for the dtypes that numpy lacks."""
+    ours, theirs = make_params(), make_params()
+    a = make_optimizer(name, ours, 0.01, delta=1e-3)
+    monkeypatch.setattr(hesscale_core, "NUMPY_DTYPES", ())
+    b = make_optimizer(name, theirs, 0.01, delta=1e-3)
+    for step in range(20):
+        set_derivatives(ours, step)
+        set_derivatives(theirs, step)
+        a.update()
+        b.update()
+        close(ours, theirs)
+        assert a.eta == pytest.approx(b.eta, rel=1e-10)
+    half = [torch.nn.Parameter(p.detach().bfloat16()) for p in make_params()]
+    set_derivatives(half, 0)
+    make_optimizer(name, half, 0.01).step()
+    assert all(p.isfinite().all() and p.dtype is torch.bfloat16 for p in half)
+
+
+def test_torchs_hooks_are_called_by_step_and_not_by_update():
+    params = make_params()
+    optimizer, called = make_optimizer("adam", params, 0.01), []
+    optimizer.register_step_post_hook(lambda *_: called.append(1))
+    set_derivatives(params, 0)
+    optimizer.step()
+    optimizer.update()
+    assert called == [1]
+    assert optimizer.param_groups[0]["step"] == 2
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_losss_derivatives_are_copied_into_a_parameter(kind, made):
+    parameter = torch.nn.Parameter(torch.zeros(3).double())
+    if made:
+        parameter.grad, parameter.hess = torch.ones(3).double(), torch.ones(3).double()
+        before = parameter.grad, parameter.hess
+    grad, hess = torch.randn(2, 3).double()
+    hesscale_core.set_derivatives(parameter, kind(grad), kind(hess))
+    close([parameter.grad, parameter.hess], [grad, hess], rtol=0)
+    if made:  # an optimizer holds views of them
+        assert parameter.grad is before[0] and parameter.hess is before[1]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

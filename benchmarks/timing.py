@@ -1,0 +1,97 @@
+"""Time functions in turns; print and save their medians, spread and ratios.
+
+Imported first by the benchmarks, because it sets the number of threads, which numpy and torch read once.
+"""
+
+import os
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "1"
+
+import csv
+import datetime
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def in_turns(functions, rounds, warmup=1):
+    """Call each of `functions`, {name: function that returns a time}, `warmup` + `rounds` times, A B C A B C ...
+
+    In turns, so that a machine whose speed drifts slows all of them alike, and a ratio within a round stays right.
+    Returns {name: times [rounds]}.
+    """
+    times = {name: np.zeros(rounds) for name in functions}
+    for i in tqdm(range(-warmup, rounds), leave=False, disable=not sys.stderr.isatty()):
+        for name, function in functions.items():
+            result = function()
+            if i >= 0:
+                times[name][i] = result
+    return times
+
+
+def per_call(function, calls):
+    """Make of `function` one that returns its mean time over `calls` calls, in microseconds."""
+
+    def timed():
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        return (time.perf_counter() - start) / calls * 1e6
+
+    return timed
+
+
+def report(title, times, base, unit="us", path=None):
+    """Print a table: median [quartiles] of each, and of its ratio to `base` within a round; append it to a CSV.
+
+    Args:
+        title: what was measured.
+        times: {name: times [rounds]} of in_turns.
+        base: the name that ratios are relative to.
+        unit: of the times, e.g. "us", "s", "MB".
+        path: the CSV; None for none.
+
+    Returns {name: median ratio to base}.
+    """
+    print(f"\n{title}")
+    rows = []
+    for name, t in times.items():
+        low, median, high = np.quantile(t, [0.25, 0.5, 0.75])
+        ratio_low, ratio, ratio_high = np.quantile(t / times[base], [0.25, 0.5, 0.75])
+        print(
+            f"  {name:<48}{median:10.4g} {unit:<8} [{low:.4g}, {high:.4g}]".ljust(92)
+            + f"{ratio:8.3f} x  [{ratio_low:.3f}, {ratio_high:.3f}]"
+        )
+        rows.append({
+            "benchmark": title, "name": name, "unit": unit, "median": median, "q25": low, "q75": high,
+            "base": base, "ratio": ratio, "ratio_q25": ratio_low, "ratio_q75": ratio_high, "rounds": len(t),
+            "date": datetime.date.today().isoformat(), "processor": processor(),
+        })  # fmt: skip
+    if path is not None:
+        rows = [{k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
+    return {row["name"]: float(row["ratio"]) for row in rows}
+
+
+def processor():
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
