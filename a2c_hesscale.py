@@ -13,6 +13,7 @@ import os
 # for layers of 64 units a second thread costs more than it brings; must come before numpy is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import math
 import random
 import time
 from collections import defaultdict
@@ -33,7 +34,18 @@ from hesscale_core import (
     softmax_policy_gradient_loss,
     value_loss,
 )
-from hesscale_utils import Run, array_functions, check_args, fail, make_env, parse_args, share_negative
+from hesscale_run import Run, execute, get_random_states, load_checkpoint, set_random_states
+from hesscale_utils import (
+    array_functions,
+    check_args,
+    check_finite,
+    fail,
+    from_plain,
+    make_env,
+    parse_args,
+    share_negative,
+    to_plain,
+)
 
 LEARNING_RATES = {
     "sgd": 1e-2,
@@ -69,6 +81,10 @@ class Args:
     """whether to capture videos of the agent's performance (in the `videos` folder)"""
     save_model: bool = False
     """whether to save the agent and its normalization statistics into the run's folder"""
+    checkpoint_interval: int = 50_000
+    """steps between checkpoints, from which --resume goes on; 0 for none but at a signal"""
+    resume: str | None = None
+    """the folder of a run to go on with; `auto` for the newest unfinished one with these arguments, else a new one"""
 
     # Algorithm specific arguments
     env_id: str = "Hopper-v4"
@@ -134,6 +150,7 @@ def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_la
 
 
 def main(args):
+    checkpoint = load_checkpoint(args, LEARNING_RATES)
     check_args(args)
     if args.norm_adv and args.num_envs * args.num_steps < 2:
         fail(f"--num-steps {args.num_steps}: --norm-adv needs a rollout of at least 2 samples")
@@ -163,6 +180,10 @@ def main(args):
     actor_optimizer = make_optimizer(args.optimizer, agent.actor_parameters(), **options)
     critic_optimizer = make_optimizer(args.optimizer, critic.parameters(), **options)
     needs_hess, gauss_newton = actor_optimizer.needs_hess, actor_optimizer.gauss_newton
+    if checkpoint is not None:
+        agent.load_state_dict(checkpoint["agent"])
+        actor_optimizer.load_state_dict(checkpoint["actor_optimizer"])
+        critic_optimizer.load_state_dict(checkpoint["critic_optimizer"])
 
     # the networks take numpy arrays on the CPU and tensors on a GPU; AdaHessian's update needs autograd's tensors
     to_net, to_numpy = array_functions(device)
@@ -177,7 +198,7 @@ def main(args):
         # the array shares the parameter's memory, and so follows it
         log_std = (agent.log_std if by_autograd else to_net(agent.log_std.detach()),)
 
-    run = Run(args, run_name)
+    run = Run(args, run_name, checkpoint)
     print(f"{args.optimizer} with step size {args.learning_rate:g} on {args.env_id}, seed {args.seed}, in {run.folder}")
 
     # ALGO Logic: Storage setup
@@ -187,11 +208,29 @@ def main(args):
     updates_per_record = -(-2048 // batch_size)  # as often as PPO
     history = defaultdict(list)  # of the updates since the last record
 
-    # start the game
-    global_step = 0
-    next_obs = np.stack([env.reset(seed=args.seed + i) for i, env in enumerate(envs)])
+    def get_state():
+        """What a checkpoint holds besides the run's own."""
+        return {
+            "agent": agent.state_dict(),
+            "actor_optimizer": actor_optimizer.state_dict(),
+            "critic_optimizer": critic_optimizer.state_dict(),
+            "envs": [env.get_state() for env in envs],
+            "random_states": get_random_states(rng),
+            "history": to_plain(dict(history)),
+        }
 
-    for iteration in range(1, num_iterations + 1):
+    # start the game, or go on with it
+    global_step = run.step
+    next_obs = np.stack([env.reset(seed=args.seed + i) for i, env in enumerate(envs)])
+    if checkpoint is not None:
+        states = enumerate(zip(envs, checkpoint["envs"], strict=True))
+        next_obs = np.stack([env.set_state(state, seed=args.seed + global_step + i) for i, (env, state) in states])
+        set_random_states(checkpoint["random_states"], rng)
+        history.update(from_plain(checkpoint["history"]))
+    if unsaved := envs[0].unsaved():
+        print(f"note: {unsaved}, which a checkpoint can't hold: --resume will begin a new episode")
+
+    for iteration in range(global_step // batch_size + 1, num_iterations + 1):
         if args.anneal_lr:
             lr = (1 - (iteration - 1) / num_iterations) * args.learning_rate
             actor_optimizer.param_groups[0]["lr"] = critic_optimizer.param_groups[0]["lr"] = lr
@@ -226,6 +265,7 @@ def main(args):
         next_values = np.concatenate([values[1:], following[None, : args.num_envs]])
         if truncated_at:
             next_values[tuple(zip(*truncated_at, strict=True))] = following[args.num_envs :]
+        check_finite(args, global_step, observations=obs, actions=actions, values=next_values, rewards=rewards)
         advantages = compute_gae(rewards, values, next_values, terminations, dones, args.gamma, args.gae_lambda)
         returns = advantages + values
 
@@ -241,6 +281,8 @@ def main(args):
         output = actor(b_obs)
         pg = policy_gradient_loss(output, *log_std, b_actions, b_advantages, args.ent_coef)
         v = value_loss(value, b_returns)
+        if not math.isfinite(to_numpy(pg.loss + v.loss)):
+            check_finite(args, global_step, policy_loss=pg.loss, value_loss=v.loss)
         if by_autograd:
             hutchinson(pg.loss + v.loss, agent.parameters())  # no parameter is in both
         else:
@@ -260,6 +302,7 @@ def main(args):
         history["eta"].append((actor_optimizer.eta, critic_optimizer.eta))
         history["trust_region"].append((actor_optimizer.trust_region, critic_optimizer.trust_region))
         if iteration % updates_per_record and iteration < num_iterations:
+            run.checkpoint(global_step, get_state)
             continue
         past_returns, past_values = np.concatenate(history["returns"]), np.concatenate(history["values"])
         run.log(global_step, {
@@ -286,18 +329,14 @@ def main(args):
             })  # fmt: skip
         history.clear()
         run.progress(global_step)
+        check_finite(args, global_step, parameters=nn.utils.parameters_to_vector(agent.parameters()))
+        run.checkpoint(global_step, get_state)
 
     if args.save_model:
-        path = f"{run.folder}/{args.exp_name}.pt"
-        statistics = [
-            {name: {k: torch.as_tensor(v) for k, v in vars(rms).items()} for name, rms in env.statistics.items()}
-            for env in envs
-        ]
-        torch.save({"agent": agent.state_dict(), "statistics": statistics}, path)
-        print(f"model saved to {path}")
+        run.save_model(agent, envs)
     for env in envs:
         env.close()
-    run.close()
+    run.end("finished")
     print(
         f"{global_step:,} steps at {run.sps(global_step):,} steps/s; "
         f"mean return of the last {len(run.recent_returns)} episodes {run.mean_return():.1f}"
@@ -305,7 +344,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args(Args))
-    except FloatingPointError as error:  # of an optimizer: the run diverged
-        fail(error)
+    execute(main, parse_args(Args))

@@ -46,10 +46,13 @@ def _constant(array):
 
 def _tensors(kind, params):
     """The parameters' "data", "grad" or "hess"; what is not there yet is made."""
-    for p in params:
-        if getattr(p, kind, None) is None:
-            setattr(p, kind, torch.zeros_like(p, requires_grad=False))
-    return [getattr(p, kind) for p in params]
+    tensors = [getattr(p, kind, None) for p in params]
+    if [t for t in tensors if t is None]:
+        for p in params:
+            if getattr(p, kind, None) is None:
+                setattr(p, kind, torch.zeros_like(p, requires_grad=False))
+        tensors = [getattr(p, kind) for p in params]
+    return tensors
 
 
 def set_derivatives(parameter, grad, hess):
@@ -165,9 +168,12 @@ class TanhMLP(nn.Module):
                 break
             # x = tanh(a) of the layer below, so sigma' = 1 - x^2 and sigma'' = -2 x sigma'
             slope = 1 - (x_squared if second_order else x * x)
-            g = slope * product(g, weight)  # Eq. 2
+            g = product(g, weight)  # Eq. 2
+            g *= slope
             if second_order:
-                h = slope * slope * product(h, weight * weight)  # Eq. 4
+                h = product(h, weight * weight)  # Eq. 4
+                h *= slope
+                h *= slope
                 if not gauss_newton:
                     h -= 2 * x * g
 

@@ -1,29 +1,31 @@
-"""What a run needs besides its algorithm: environments, command line, logging and progress."""
+"""What the agents share besides mathematics: command line, arrays, environments."""
 
-import atexit
-import collections
 import contextlib
 import io
 import math
 import os
 import sys
-import time
 import warnings
-from dataclasses import fields
 
 import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from hesscale_core import OPTIMIZERS
 
 
-def fail(message):
-    """End the program with one line on stderr and exit status 1."""
-    sys.exit("error: " + " ".join(str(message).split()))
+class EnvironmentFailed(Exception):
+    """An environment raised in reset or step."""
+
+
+def fail(message, status=1):
+    """End the program with one line on stderr and an exit status, 1 unless told."""
+    line = "error: " + " ".join(str(message).split())
+    if status == 1:
+        sys.exit(line)
+    print(line, file=sys.stderr)
+    sys.exit(status)
 
 
 def parse_args(args_class):
@@ -57,6 +59,7 @@ def check_args(args):
     check(lambda x: 0 <= x <= 1, "must be in [0, 1]", "gamma", "gae_lambda")
     check(lambda x: 0 <= x < math.inf, "must be a number >= 0", "ent_coef")
     check(lambda n: 0 <= n < 2**32, "must be in [0, 2^32)", "seed")
+    check(lambda n: n >= 0, "must be at least 0, which turns checkpoints off", "checkpoint_interval")
     rollout = args.num_envs * args.num_steps
     check(lambda n: n >= rollout, f"is less than one rollout, num_envs * num_steps = {rollout}", "total_timesteps")
 
@@ -72,6 +75,48 @@ def array_functions(device):
         return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
 
     return to_numpy if device.type == "cpu" else lambda array: torch.as_tensor(array, device=device), to_numpy
+
+
+def check_finite(args, step, **quantities):
+    """Raise FloatingPointError naming the first of `quantities`, arrays or numbers, that is not finite."""
+    for name, value in quantities.items():
+        if not np.isfinite(value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value).all():
+            raise FloatingPointError(
+                f"{args.optimizer} with step size {args.learning_rate:g}: {name.replace('_', ' ')} not finite "
+                f"after {step:,} steps"
+            )
+
+
+def to_plain(value):
+    """`value` in types that torch.load(weights_only=True) takes: arrays become tensors.
+
+    Raises:
+        TypeError: it is, or holds, something else than numbers, strings, arrays, lists, tuples and dicts.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, (np.ndarray, np.generic)):
+        return torch.tensor(value)  # a copy
+    if type(value) in (list, tuple):
+        return type(value)(map(to_plain, value))
+    if type(value) is dict:
+        return {key: to_plain(v) for key, v in value.items()}
+    raise TypeError(f"a {type(value).__name__}")
+
+
+def from_plain(value):
+    """What to_plain was given; an array of no dimension becomes a number of its type."""
+    if isinstance(value, torch.Tensor):
+        return value.numpy().copy()[()]
+    if type(value) in (list, tuple):
+        return type(value)(map(from_plain, value))
+    return {key: from_plain(v) for key, v in value.items()} if type(value) is dict else value
+
+
+def share_negative(parameters):
+    """Share of the entries of the parameters' `.hess` that are below zero, in [0, 1]."""
+    hess = torch.cat([p.hess.reshape(-1) for p in parameters])
+    return (hess < 0).float().mean().item()
 
 
 # ---- environments ------------------------------------------------------------------------------------------
@@ -109,6 +154,7 @@ class NormalizedEnv:
         obs_dim, action_dim: size of a flattened observation; of a flattened action, or the number of choices.
         episode_return, episode_length: of the current episode, in the environment's own rewards.
         statistics: the normalization's, {"obs": RunningMeanStd, "return": RunningMeanStd}.
+        obs: the last observation returned.
     """
 
     def __init__(self, env, gamma, norm_obs=True, norm_reward=True):
@@ -123,11 +169,16 @@ class NormalizedEnv:
         self.obs_low, self.obs_high = np.full((2, self.obs_dim), [[-10], [10]], np.float32)
         self.discounted_return = self.episode_return = 0.0
         self.episode_length = 0
+        self.obs = None
 
     def reset(self, seed=None):
         """Start an episode and return its first observation, float32 [obs_dim]."""
         self.episode_return, self.episode_length = 0.0, 0
-        return self._normalize(self.env.reset(seed=seed)[0])
+        try:
+            obs, _ = self.env.reset(seed=seed)
+        except Exception as error:
+            raise EnvironmentFailed(f"the environment raised in reset: {error!r}") from error
+        return self._normalize(obs)
 
     def step(self, action):
         """Return observation [obs_dim], reward, terminated, truncated for `action` [action_dim] or a choice."""
@@ -137,7 +188,10 @@ class NormalizedEnv:
         else:
             action = np.minimum(np.maximum(action.reshape(space.shape), space.low), space.high)
             action = action.astype(space.dtype, copy=False)
-        obs, reward, terminated, truncated, _ = self.env.step(action)
+        try:
+            obs, reward, terminated, truncated, _ = self.env.step(action)
+        except Exception as error:
+            raise EnvironmentFailed(f"the environment raised in step: {error!r}") from error
         reward = float(reward)
         self.episode_return += reward
         self.episode_length += 1
@@ -149,18 +203,120 @@ class NormalizedEnv:
 
     def _normalize(self, obs):
         obs = np.asarray(obs, dtype=np.float64).ravel()
-        if not self.norm_obs:
-            return obs.astype(np.float32)
-        self.obs_rms.update(obs)
-        obs = np.float32((obs - self.obs_rms.mean) / np.sqrt(self.obs_rms.var + 1e-8))
-        return np.minimum(np.maximum(obs, self.obs_low), self.obs_high)
+        if self.norm_obs:
+            self.obs_rms.update(obs)
+            obs = np.float32((obs - self.obs_rms.mean) / np.sqrt(self.obs_rms.var + 1e-8))
+            self.obs = np.minimum(np.maximum(obs, self.obs_low), self.obs_high)
+        else:
+            self.obs = obs.astype(np.float32)
+        return self.obs
 
     def close(self):
         self.env.close()
 
+    def freeze(self, statistics):
+        """Normalize observations by the `statistics` of a saved model, and learn from them no more."""
+        vars(self.obs_rms).update(from_plain(statistics["obs"]), update=lambda obs: None)
 
-def make_env(args, video_folder=None):
-    """Make a NormalizedEnv of args.env_id, or end the program with a line that says why that can't be."""
+    def unsaved(self):
+        """What in the environment get_state can't save, in words; None if it saves all."""
+        try:
+            self._get_layers()
+        except TypeError as error:
+            return str(error)
+
+    def get_state(self):
+        """All that the rest of its life depends on, as plain data and tensors; without the episode where `unsaved`."""
+        return {
+            "statistics": {name: to_plain(vars(rms)) for name, rms in self.statistics.items()},
+            "discounted_return": self.discounted_return,
+            "layers": None if self.unsaved() else self._get_layers(),
+            "episode": [self.episode_return, self.episode_length],
+            "obs": to_plain(self.obs),
+        }
+
+    def set_state(self, state, seed):
+        """Go on from a get_state() of an environment made alike; return the observation to go on with.
+
+        Where the episode wasn't saved, that is the first one of a new episode, with that seed.
+        """
+        for name, rms in self.statistics.items():
+            vars(rms).update(from_plain(state["statistics"][name]))
+        self.discounted_return = state["discounted_return"]
+        if state["layers"] is None:
+            return self.reset(seed)
+        for layer, values in zip(_layers(self.env), state["layers"], strict=True):
+            for name, value in values.items():
+                _set(layer, name, value)
+        self.episode_return, self.episode_length = state["episode"]
+        self.obs = from_plain(state["obs"])
+        return self.obs
+
+    def _get_layers(self):
+        return [{k: _get(layer, k, v) for k, v in vars(layer).items() if not _stays(v)} for layer in _layers(self.env)]
+
+
+def _layers(env):
+    """The environment's wrappers, from the outside in, and the bare environment."""
+    while env is not env.unwrapped:
+        yield env
+        env = env.env
+    yield env
+
+
+def _stays(value):
+    """Whether it is a part of an environment that no step changes, or that no step reads."""
+    known = gym.Env, gym.Space, gym.envs.registration.EnvSpec, gym.wrappers.RecordVideo
+    return isinstance(value, known) or type(value).__name__ in ("MjModel", "MujocoRenderer")
+
+
+def _mujoco_arrays(data):
+    """What MuJoCo has computed from its state, and an observation may read: Humanoid's centre of mass, say."""
+    names = [name for name in dir(data) if name[0] != "_" and not name.startswith("efc_")]
+    return {k: a for k in names if isinstance(a := getattr(data, k), np.ndarray) and a.size and a.dtype == np.float64}
+
+
+def _get(layer, name, value):
+    """The attribute `name` of an environment's layer, as plain data and tensors."""
+    if isinstance(value, np.random.Generator):
+        return to_plain(value.bit_generator.state)
+    if type(value).__name__ == "MjData":
+        import mujoco
+
+        everything = mujoco.mjtState.mjSTATE_INTEGRATION
+        state = np.empty(mujoco.mj_stateSize(layer.model, everything))
+        mujoco.mj_getState(layer.model, value, state, everything)
+        return {"state": torch.from_numpy(state), "arrays": to_plain(_mujoco_arrays(value))}
+    try:
+        return to_plain(value)
+    except TypeError as error:
+        raise TypeError(f"{type(layer).__name__}.{name} is {error}") from None
+
+
+def _set(layer, name, saved):
+    value = getattr(layer, name, None)
+    if isinstance(value, np.random.Generator):
+        value.bit_generator.state = from_plain(saved)
+    elif type(value).__name__ == "MjData":
+        import mujoco
+
+        mujoco.mj_setState(layer.model, value, saved["state"].numpy(), mujoco.mjtState.mjSTATE_INTEGRATION)
+        arrays = _mujoco_arrays(value)
+        for key, array in from_plain(saved["arrays"]).items():
+            if key in arrays and arrays[key].shape == array.shape:  # the contacts' are made anew by every step
+                arrays[key][...] = array
+    else:
+        setattr(layer, name, from_plain(saved))
+
+
+def make_env(args, video_folder=None, video_trigger=None):
+    """Make a NormalizedEnv of args.env_id, or end the program with a line that says why that can't be.
+
+    Args:
+        args: with env_id, gamma, norm_obs and norm_reward.
+        video_folder: where to record videos; None for none.
+        video_trigger: which episodes to record, a function of their number; None for gymnasium's choice.
+    """
     env_id = args.env_id
     try:
         with warnings.catch_warnings():  # gymnasium calls every -v4 out of date, and they are the paper's
@@ -179,95 +335,9 @@ def make_env(args, video_folder=None):
         try:
             env.reset()
             env.render()
-            env = gym.wrappers.RecordVideo(env, video_folder)
+            env = gym.wrappers.RecordVideo(env, video_folder, video_trigger)
         except Exception as error:
             fail(
                 f"--capture-video: {env_id} can't be rendered ({error}); without a display, set MUJOCO_GL=egl or osmesa"
             )
     return NormalizedEnv(env, args.gamma, args.norm_obs, args.norm_reward)
-
-
-# ---- logging -----------------------------------------------------------------------------------------------
-
-
-class Run:
-    """A run's folder with its event file, its W&B twin if asked for, and its progress.
-
-    Args:
-        args: the script's arguments.
-        name: what the run is called; its folder is runs/{name}, or runs/{name}_1 where that exists already.
-    """
-
-    def __init__(self, args, name):
-        self.total_timesteps = args.total_timesteps
-        self.recent_returns = collections.deque(maxlen=50)
-        candidates = (name if n == 0 else f"{name}_{n}" for n in range(1000))
-        for self.name in candidates:
-            try:
-                os.makedirs(f"runs/{self.name}")
-                break
-            except FileExistsError:
-                continue
-            except OSError as error:
-                fail(f"the run folder can't be made: {error}")
-        self.folder = f"runs/{self.name}"
-        if args.track:
-            import wandb
-
-            wandb.init(
-                project=args.wandb_project_name,
-                entity=args.wandb_entity,
-                sync_tensorboard=True,
-                config=vars(args),
-                name=self.name,
-                monitor_gym=args.capture_video,
-                save_code=True,
-            )
-        self.writer = SummaryWriter(self.folder)
-        rows = "\n".join(f"|{field.name}|{getattr(args, field.name)}|" for field in fields(args))
-        self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-        self.terminal = sys.stdout.isatty()
-        self.bar = tqdm(total=self.total_timesteps, unit=" steps", file=sys.stdout, disable=not self.terminal)
-        self.start_time = self.last_line = time.perf_counter()
-        atexit.register(self.close)  # whatever ends the run, its event file is whole
-
-    def log(self, step, scalars):
-        for tag, value in scalars.items():
-            self.writer.add_scalar(tag, value, step)
-
-    def log_episode(self, step, env):
-        """Log the episode that `env` has just ended."""
-        self.recent_returns.append(env.episode_return)
-        self.writer.add_scalar("charts/episodic_return", env.episode_return, step)
-        self.writer.add_scalar("charts/episodic_length", env.episode_length, step)
-
-    def progress(self, step):
-        """Move the bar to `step`; where the output is no terminal, print a line every ten seconds."""
-        recent = f"return {self.mean_return():.1f}"
-        if self.terminal:
-            self.bar.set_postfix_str(recent, refresh=False)
-            self.bar.update(step - self.bar.n)
-        elif (now := time.perf_counter()) - self.last_line >= 10:
-            self.last_line = now
-            sps = step / (now - self.start_time)
-            left = (self.total_timesteps - step) / sps
-            done = f"{step:,}/{self.total_timesteps:,} steps"
-            print(f"{done}, {sps:,.0f} steps/s, {recent}, {left:.0f} s left", flush=True)
-
-    def mean_return(self):
-        """Mean return of the last 50 episodes."""
-        return float(np.mean(self.recent_returns)) if self.recent_returns else float("nan")
-
-    def sps(self, step):
-        """Steps per second since the start."""
-        return int(step / (time.perf_counter() - self.start_time))
-
-    def close(self):
-        self.bar.close()
-        self.writer.close()
-
-
-def share_negative(parameters):
-    """Share of the entries of the parameters' `.hess` that are below zero, in [0, 1]."""
-    hess = torch.cat([p.hess.reshape(-1) for p in parameters])
-    return (hess < 0).float().mean().item()

@@ -1,5 +1,7 @@
 """Small environments whose right answers are known; `--env-id toy_envs:Toggle-v0` finds them."""
 
+import time
+
 import gymnasium as gym
 import numpy as np
 
@@ -75,9 +77,58 @@ class Many(Toggle):
     action_space = gym.spaces.MultiDiscrete([2, 3])
 
 
+class Raises(Toggle):
+    """Raises in its 300th step."""
+
+    def step(self, action):
+        self.total = getattr(self, "total", 0) + 1
+        if self.total == 300:
+            raise RuntimeError("the simulator is\ngone")
+        return super().step(action)
+
+
+class Slow(Toggle):
+    """A step takes a hundredth of a second."""
+
+    def step(self, action):
+        time.sleep(0.01)
+        return super().step(action)
+
+
+class Opaque(Toggle):
+    """Holds something of which nobody knows how to save it."""
+
+    def __init__(self):
+        super().__init__()
+        self.engine = object()
+
+
+class Drift(gym.Env):
+    """Has state of every kind that can be saved: numbers, arrays, a nested container, a generator of its own."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.own = np.random.default_rng(7) if seed is not None else self.own
+        self.position, self.speed, self.past = np.zeros(2), np.float32(0), {"speeds": [0.0], "kind": ("a", None)}
+        return self.position.copy(), {}
+
+    def step(self, action):
+        self.speed = np.float32(self.speed + action[0] + 0.1 * self.own.normal())
+        self.past["speeds"].append(float(self.speed))
+        self.position += self.speed, np.mean(self.past["speeds"]) + self.np_random.normal()
+        return self.position.copy(), -float(abs(self.position[0])), bool(abs(self.position[0]) > 20), False, {}
+
+
 gym.register("Toggle-v0", Toggle, max_episode_steps=3)
 gym.register("Toggle-v1", Toggle, kwargs={"terminates": True})
 gym.register("Shapes-v0", Shapes, max_episode_steps=50)
 gym.register("Broken-v0", Broken, max_episode_steps=10)
 gym.register("Counter-v0", Counter, max_episode_steps=10)
 gym.register("Many-v0", Many, max_episode_steps=10)
+gym.register("Raises-v0", Raises)
+gym.register("Slow-v0", Slow, max_episode_steps=3)
+gym.register("Opaque-v0", Opaque, max_episode_steps=3)
+gym.register("Drift-v0", Drift, max_episode_steps=60)

@@ -1,0 +1,635 @@
+"""A run can't be lost: kills, signals, full disks, damaged checkpoints and divergence, each seen from outside."""
+
+import glob
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_agents import AGENTS, both, scalars
+
+import hesscale_run
+from hesscale_utils import NormalizedEnv, from_plain, make_env, to_plain
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "WANDB_MODE": "offline"}
+DRIFT = "--env-id toy_envs:Drift-v0 --num-steps 128 --checkpoint-interval 500".split()
+QUICK = {"ppo": ["--num-minibatches", "4", "--update-epochs", "2"], "a2c": []}
+
+
+def start(cwd, agent, *flags):
+    quick = [] if "--resume" in flags and "auto" not in flags else QUICK[agent]  # the run's own flags suffice
+    command = [sys.executable, ROOT / f"{agent}_hesscale.py", *quick, *flags]
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*map(str, command)], cwd=cwd, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+
+
+def run(cwd, agent, *flags):
+    """Run a script to its end; return its exit status, output and errors."""
+    process = start(cwd, agent, *flags)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def only_run(cwd):
+    (folder,) = glob.glob(f"{cwd}/runs/*")
+    return folder
+
+
+def status(folder):
+    with open(f"{folder}/status.json") as file:
+        return json.load(file)
+
+
+def outcome(folder):
+    """What must be the same however often a run was interrupted: its parameters and its scalars, but for the speed."""
+    (path,) = glob.glob(f"{folder}/*_hesscale.pt")
+    model = torch.load(path, weights_only=True)
+    logged = {tag: values for tag, values in scalars(folder).items() if tag != "charts/SPS"}
+    return {name: p.tolist() for name, p in model["agent"].items()}, repr(model["statistics"]), logged
+
+
+def line(err):
+    """The only line of a program's errors."""
+    (only,) = err.splitlines()
+    assert only.startswith("error: "), err
+    return only
+
+
+def wait_for(condition, process):
+    end = time.time() + 60
+    while not condition():
+        assert process.poll() is None and time.time() < end, process.communicate()
+        time.sleep(0.01)
+
+
+# ---- killed, and gone on -----------------------------------------------------------------------------------
+
+
+def kills_survived(tmp_path, agent, env_id, kills, steps):
+    """Kill that many runs with SIGKILL at random moments; return how many ended as if they had not been killed."""
+    flags = ["--env-id", env_id, "--total-timesteps", steps, "--checkpoint-interval", 4096, "--save-model"]
+    (tmp_path / "whole").mkdir()
+    begin = time.time()
+    assert run(tmp_path / "whole", agent, *flags)[0] == 0
+    length, expected = time.time() - begin, outcome(only_run(tmp_path / "whole"))
+    moments, survived = random.Random(f"{agent} {env_id}"), 0
+    for n in range(kills):
+        cwd = tmp_path / str(n)
+        cwd.mkdir()
+        process = start(cwd, agent, *flags, "--resume", "auto")
+        try:
+            process.wait(moments.uniform(0.35, 0.95) * length)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+        if process.returncode == 0:  # it was faster than the clock
+            continue
+        for folder in glob.glob(f"{cwd}/runs/*"):
+            assert hesscale_run.read_status(folder) is None or status(folder)["state"] == "running"
+        code, _, err = run(cwd, agent, *flags, "--resume", "auto")
+        assert code == 0, err
+        (folder,) = (f for f in glob.glob(f"{cwd}/runs/*") if status(f)["state"] == "finished")
+        survived += outcome(folder) == expected
+        assert survived == n + 1, f"kill {n}: the run did not end as it would have"
+        shutil.rmtree(cwd)
+    return survived
+
+
+@pytest.mark.parametrize("env_id, agent", [("Hopper-v4", "ppo"), ("CartPole-v1", "a2c")])
+def test_a_killed_run_goes_on_to_the_same_end(tmp_path, agent, env_id):
+    assert kills_survived(tmp_path, agent, env_id, 1, 20_480) == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("env_id", ["Hopper-v4", "CartPole-v1"])
+@both
+def test_thirty_kills(tmp_path, agent, env_id):
+    survived = kills_survived(tmp_path, agent, env_id, 30, 40_960)
+    print(f"{agent} on {env_id}: {survived} of 30 kills survived with bitwise-equal ends")
+    assert survived == 30
+
+
+@both
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--env-id toy_envs:Drift-v0 --optimizer scaled-adam --num-envs 3 --anneal-lr",
+        "--env-id toy_envs:Drift-v0 --optimizer adahessian --no-norm-obs --no-norm-reward --max-grad-norm 0.5",
+        "--env-id toy_envs:Counter-v0 --optimizer adahesscale",
+        "--env-id Humanoid-v4 --optimizer scaled-adahesscale",
+    ],
+)
+def test_a_run_goes_on_bit_for_bit_from_each_of_its_checkpoints(tmp_path, monkeypatch, agent, flags):
+    """In one process: every checkpoint is kept aside, and each one is gone on from."""
+    monkeypatch.chdir(tmp_path)
+    flags = [*flags.split(), "--num-steps", "64", "--total-timesteps", "1536", "--checkpoint-interval", "300"]
+    parse = lambda *more: hesscale_run_args(agent, *flags, *more)  # noqa: E731
+    kept = []
+    write = hesscale_run.write_atomically
+
+    def keep(path, content, **options):
+        write(path, content, **options)
+        if path.endswith("checkpoint.pt"):
+            folder = tmp_path / f"kept{len(kept)}"
+            shutil.copytree(os.path.dirname(path), folder)
+            kept.append(folder)
+
+    monkeypatch.setattr(hesscale_run, "write_atomically", keep)
+    AGENTS[agent].main(parse("--save-model"))
+    expected = outcome(only_run(tmp_path))
+    monkeypatch.setattr(hesscale_run, "write_atomically", write)
+    assert len(kept) >= 3
+    for folder in kept:
+        random.seed(1)
+        np.random.seed(2)
+        torch.manual_seed(3)
+        AGENTS[agent].main(parse("--save-model", "--resume", str(folder)))
+        assert outcome(folder) == expected
+
+
+def hesscale_run_args(agent, *flags):
+    from hesscale_utils import parse_args
+
+    before, sys.argv = sys.argv, [f"{agent}_hesscale.py", *QUICK[agent], *flags]
+    try:
+        return parse_args(AGENTS[agent].Args)
+    finally:
+        sys.argv = before
+
+
+@pytest.mark.parametrize("env_id", "Hopper-v4 HalfCheetah-v4 Ant-v4 Humanoid-v4 CartPole-v1 Pendulum-v1".split())
+def test_an_environment_goes_on_where_it_was(env_id):
+    args = AGENTS["ppo"].Args(env_id=env_id)
+    env, other = make_env(args), make_env(args)
+    rng = np.random.default_rng(0)
+    actions = rng.integers(2, size=300) if env.discrete else rng.normal(size=(300, env.action_dim)).astype(np.float32)
+    env.reset(seed=1)
+    other.reset(seed=2)
+
+    def play(env, actions):
+        seen = []
+        for action in actions:
+            obs, reward, terminated, truncated = env.step(action)
+            seen += [*obs.tolist(), reward, env.episode_return, env.episode_length, terminated, truncated]
+            if terminated or truncated:
+                seen += env.reset().tolist()
+        return seen
+
+    play(env, actions[:90])
+    play(other, actions[:7])
+    assert env.unsaved() is None
+    saved = torch.load(_bytes(env.get_state()), weights_only=True)
+    expected = play(env, actions[90:])
+    other.set_state(saved, seed=0)
+    assert play(other, actions[90:]) == expected
+
+
+def _bytes(state):
+    import io
+
+    content = io.BytesIO()
+    torch.save(state, content)
+    content.seek(0)
+    return content
+
+
+def test_plain_data_comes_back_as_it_was():
+    values = {"a": [1, 2.5, None, "x", True], "b": (np.float32(1.5), np.arange(6).reshape(2, 3)), "c": {"d": 2**100}}
+    back = from_plain(torch.load(_bytes(to_plain(values)), weights_only=True))
+    assert back["a"] == values["a"] and back["c"] == values["c"]
+    assert type(back["b"][0]) is np.float32 and back["b"][0] == 1.5
+    assert back["b"][1].dtype == np.int64 and (back["b"][1] == values["b"][1]).all()
+    with pytest.raises(TypeError, match="a object"):
+        to_plain([object()])
+
+
+def test_an_environment_that_cannot_be_saved_says_so_and_begins_a_new_episode(tmp_path):
+    flags = "--env-id toy_envs:Opaque-v0 --num-steps 64 --total-timesteps 640 --checkpoint-interval 64".split()
+    code, out, _ = run(tmp_path, "a2c", *flags)
+    assert code == 0
+    assert "note: Opaque.engine is a object, which a checkpoint can't hold" in out
+    env = NormalizedEnv(AGENTS["ppo"].Args and make_env(AGENTS["ppo"].Args(env_id="toy_envs:Opaque-v0")).env, 0.9)
+    env.reset(seed=1)
+    env.step(np.zeros(1, np.float32))
+    count = env.obs_rms.count
+    state = env.get_state()
+    assert state["layers"] is None
+    env.set_state(state, seed=5)
+    assert env.episode_length == 0 and env.obs_rms.count == count + 1  # normalization goes on, the episode does not
+
+
+# ---- signals -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("agent, name", [("ppo", "SIGTERM"), ("a2c", "SIGINT"), ("a2c", "SIGUSR1")])
+def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path, agent, name):
+    flags = [*DRIFT, "--total-timesteps", 12_800, "--save-model"]
+    (tmp_path / "whole").mkdir()
+    assert run(tmp_path / "whole", agent, *flags)[0] == 0
+    process = start(tmp_path, agent, *flags, "--checkpoint-interval", 0)
+    wait_for(lambda: glob.glob(f"{tmp_path}/runs/*/status.json"), process)
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == hesscale_run.INTERRUPTED == 75, err
+    folder = only_run(tmp_path)
+    assert f"interrupted by {name} after" in out and f"to go on: --resume runs/{os.path.basename(folder)}" in out
+    assert status(folder)["state"] == "interrupted" and 0 < status(folder)["step"] < 12_800
+    code, out, err = run(tmp_path, agent, *flags, "--resume", "auto")
+    assert code == 0, err
+    assert outcome(only_run(tmp_path)) == outcome(only_run(tmp_path / "whole"))
+    assert status(folder)["resumed_at"] and not glob.glob(f"{folder}/checkpoint*")
+
+
+def test_a_second_sigint_ends_at_once(tmp_path):
+    process = start(tmp_path, "ppo", "--env-id", "toy_envs:Slow-v0", "--total-timesteps", 4096)  # 20 s for a rollout
+    wait_for(lambda: glob.glob(f"{tmp_path}/runs/*/status.json"), process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(2) == 130
+
+
+# ---- how runs end ------------------------------------------------------------------------------------------
+
+
+def test_status_tells_what_was_run_and_how_it_ended(tmp_path):
+    assert run(tmp_path, "ppo", *DRIFT, "--total-timesteps", 1280, "--optimizer", "adam")[0] == 0
+    s = status(only_run(tmp_path))
+    assert (s["state"], s["script"], s["step"], s["total_timesteps"]) == ("finished", "ppo_hesscale.py", 1280, 1280)
+    assert s["args"]["optimizer"] == "adam" and s["args"]["learning_rate"] == AGENTS["ppo"].LEARNING_RATES["adam"]
+    assert s["versions"]["torch"] == torch.__version__
+    assert s["commit"] is None or len(s["commit"].rstrip("+")) == 40
+    returns = [value for _, value in scalars(only_run(tmp_path))["charts/episodic_return"]]
+    assert s["return"] == pytest.approx(np.mean(returns[-50:]), rel=1e-6)
+    assert s["start"] <= s["updated"] <= s["end"]
+
+
+def test_a_killed_run_is_known_by_its_lock(tmp_path):
+    process = start(tmp_path, "ppo", "--env-id", "toy_envs:Slow-v0", "--total-timesteps", 4096)
+    wait_for(lambda: glob.glob(f"{tmp_path}/runs/*/status.json"), process)
+    folder = only_run(tmp_path)
+    assert hesscale_run.lock(folder) is None
+    process.kill()
+    process.wait()
+    assert status(folder)["state"] == "running"
+    assert hesscale_run.lock(folder) is not None
+
+
+@both
+@pytest.mark.parametrize(
+    "flags, quantity",
+    [
+        ("--env-id toy_envs:Broken-v0", "observations not finite"),
+        ("--env-id Hopper-v4 --learning-rate 1e6", "not finite"),
+        ("--env-id Hopper-v4 --learning-rate 1e30", "not finite"),
+    ],
+)
+def test_divergence_is_an_outcome(tmp_path, agent, flags, quantity):
+    flags = [*flags.split(), "--optimizer", "adam", "--num-steps", 256, "--total-timesteps", 5120]
+    code, _, err = run(tmp_path, agent, *flags)
+    assert code == hesscale_run.DIVERGED == 3
+    assert "adam with" in line(err) and quantity in line(err)
+    folder = only_run(tmp_path)
+    s = status(folder)
+    assert s["state"] == "diverged" and line(err) == f"error: {s['message']}" and s["end"]
+    assert scalars(folder)["charts/episodic_return"]
+    assert any(b"diverged" in path.read_bytes() for path in Path(folder).glob("events*"))
+    code, _, err = run(tmp_path, agent, "--resume", folder)
+    assert code == 1 and "is diverged, so there is nothing to go on with" in line(err)
+
+
+@both
+@pytest.mark.parametrize("where", ["actor.layers.0.weight", "critic.layers.2.bias", "log_std"])
+def test_a_parameter_that_is_not_finite_ends_the_run_at_the_next_update(tmp_path, monkeypatch, agent, where):
+    monkeypatch.chdir(tmp_path)
+    made = []
+    init = AGENTS[agent].Agent.__init__
+
+    def keep(self, *args):
+        init(self, *args)
+        made.append(self)
+
+    def plant(run, step):
+        if step >= 512:
+            with torch.no_grad():
+                dict(made[0].named_parameters())[where].view(-1)[0] = float("nan")
+
+    monkeypatch.setattr(AGENTS[agent].Agent, "__init__", keep)
+    monkeypatch.setattr(hesscale_run.Run, "progress", plant)
+    args = hesscale_run_args(agent, *DRIFT, "--total-timesteps", "12800", "--num-steps", "512", "--optimizer", "adam")
+    with pytest.raises(SystemExit) as end:
+        hesscale_run.execute(AGENTS[agent].main, args)
+    assert end.value.code == hesscale_run.DIVERGED
+    s = status(only_run(tmp_path))
+    assert s["state"] == "diverged" and "parameters not finite" in s["message"] and s["step"] < 4000
+
+
+@both
+def test_an_environment_that_raises_ends_the_run_in_one_line(tmp_path, agent):
+    flags = "--env-id toy_envs:Raises-v0 --num-steps 64 --total-timesteps 640 --checkpoint-interval 64".split()
+    code, _, err = run(tmp_path, agent, *flags)
+    assert code == 1
+    expected = "error: --env-id toy_envs:Raises-v0: the environment raised in step: RuntimeError('the simulator is"
+    assert line(err).startswith(expected) and "to go on: --resume" in line(err)
+    assert status(only_run(tmp_path))["state"] == "failed"
+
+
+# ---- resuming what can't be resumed ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A run that was interrupted after its second checkpoint, and how it would have ended."""
+    cwd = tmp_path_factory.mktemp("interrupted")
+    flags = [*DRIFT, "--total-timesteps", 3840, "--save-model"]
+    (cwd / "whole").mkdir()
+    assert run(cwd / "whole", "ppo", *flags)[0] == 0
+    process = start(cwd, "ppo", *flags)
+    wait_for(lambda: glob.glob(f"{cwd}/runs/*/checkpoint_previous.pt"), process)
+    process.kill()
+    process.communicate()
+    return only_run(cwd), outcome(only_run(cwd / "whole"))
+
+
+@pytest.fixture
+def folder(interrupted, tmp_path):
+    os.makedirs(tmp_path / "runs")
+    return shutil.copytree(interrupted[0], tmp_path / "runs" / "copy")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_damaged_checkpoint_leaves_the_previous_one(interrupted, folder, tmp_path, seed):
+    path = folder / "checkpoint.pt"
+    content, rng = bytearray(path.read_bytes()), random.Random(seed)
+    if seed % 2:
+        content[rng.randrange(len(content) // 4)] ^= 0xFF  # in the pickle or in the first tensors
+    else:
+        content = content[: rng.randrange(len(content))]
+    path.write_bytes(content)
+    code, _, err = run(tmp_path, "ppo", "--resume", folder)
+    assert code == 0, err
+    assert err.startswith("warning: checkpoint.pt is damaged (") and len(err.splitlines()) == 1
+    assert outcome(folder) == interrupted[1]
+
+
+def test_two_damaged_checkpoints_are_one_line(folder, tmp_path):
+    for path in folder.glob("checkpoint*.pt"):
+        path.write_bytes(path.read_bytes()[:5000])
+    code, _, err = run(tmp_path, "ppo", "--resume", folder)
+    assert code == 1
+    assert "checkpoint.pt is damaged" in line(err) and "checkpoint_previous.pt is damaged" in line(err)
+
+
+@pytest.mark.parametrize(
+    "agent, flags, message",
+    [
+        ("a2c", "", "is a run of ppo_hesscale.py; go on with that instead of a2c_hesscale.py"),
+        ("ppo", "--env-id Ant-v4", "--env-id Ant-v4: the run in runs/copy has toy_envs:Drift-v0; leave the flag out"),
+        ("ppo", "--learning-rate 0.5", "--learning-rate 0.5: the run in runs/copy has 0.001"),
+        ("ppo", "--checkpoint-interval -1", "--checkpoint-interval -1: must be at least 0"),
+    ],
+)
+def test_a_run_goes_on_only_as_what_it_was(folder, tmp_path, agent, flags, message):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code, out, err = run(tmp_path, agent, "--resume", "runs/copy", *flags.split())
+    assert code == 1 and out == ""
+    assert message in line(err)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda folder: (folder / "status.json").write_text("{"), "has no readable status.json"),
+        (lambda folder: (folder / "status.json").unlink(), "has no readable status.json"),
+        (lambda folder: [p.unlink() for p in folder.glob("checkpoint*")], "there is no checkpoint; start the run anew"),
+        (lambda folder: shutil.rmtree(folder), "is not a run's folder"),
+        (lambda folder: _edit(folder, format=99), "in format 99, this one reads format 1; use that commit"),
+    ],
+)
+def test_a_folder_that_is_no_run(folder, tmp_path, change, message):
+    change(folder)
+    code, _, err = run(tmp_path, "ppo", "--resume", "runs/copy")
+    assert code == 1
+    assert message in line(err)
+
+
+def _edit(folder, **changes):
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    torch.save(checkpoint | changes, folder / "checkpoint.pt")
+
+
+def test_another_version_is_warned_of(folder, tmp_path):
+    s = status(folder)
+    s["versions"]["mujoco"] = "2.3.7"
+    (folder / "status.json").write_text(json.dumps(s))
+    code, _, err = run(tmp_path, "ppo", "--resume", "runs/copy")
+    assert code == 0
+    assert "warning: mujoco was 2.3.7" in err
+
+
+def test_a_run_under_way_is_left_alone(folder, tmp_path):
+    held = hesscale_run.lock(folder)
+    code, _, err = run(tmp_path, "ppo", "--resume", "runs/copy")
+    assert code == 1 and "is under way in another process" in line(err)
+    held.close()
+
+
+def test_auto_takes_the_newest_run_with_the_same_arguments(folder, tmp_path):
+    older = shutil.copytree(folder, tmp_path / "runs" / "older")
+    s = status(older)
+    (older / "status.json").write_text(json.dumps(s | {"start": "2000-01-01T00:00:00+00:00"}))
+    code, out, _ = run(tmp_path, "ppo", *DRIFT, "--total-timesteps", 3840, "--seed", 2, "--resume", "auto")
+    assert code == 0 and "no such run to go on with, so this is a new one" in out
+    code, out, _ = run(tmp_path, "ppo", *DRIFT, "--total-timesteps", 3840, "--resume", "auto")
+    assert code == 0 and status(folder)["state"] == "finished" and status(older)["state"] == "running"
+
+
+# ---- disks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", ["4k", "24k", "400k"])
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, size):
+    """At the start; while logging; while writing a checkpoint."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        flags = ["--total-timesteps", 61_440, "--checkpoint-interval", 4096, "--env-id", "CartPole-v1"]
+        code, _, err = run(disk, "ppo", *flags, "--save-model")
+        assert code == 1
+        assert "No space left on device" in line(err)
+        if size == "400k":
+            folder = only_run(disk)
+            assert f"to go on: --resume runs/{os.path.basename(folder)}" in line(err)
+            shutil.copytree(disk / "runs", tmp_path / "runs")
+            code, _, err = run(tmp_path, "ppo", *flags, "--resume", "auto")
+            assert code == 0, err
+            assert status(only_run(tmp_path))["resumed_at"] > [0]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_folder_that_can_not_be_made(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    code, _, err = run(tmp_path, "a2c", *DRIFT, "--total-timesteps", 1280)
+    assert code == 1 and "the run folder can't be made" in line(err)
+
+
+@pytest.mark.long
+def test_wandb_out_of_reach(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "WANDB_MODE", "online")
+    monkeypatch.setitem(ENVIRONMENT, "WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setitem(ENVIRONMENT, "WANDB_API_KEY", "0" * 40)
+    code, _, err = run(tmp_path, "a2c", *DRIFT, "--total-timesteps", 1280, "--track")
+    assert code == 1
+    (error,) = [text for text in err.splitlines() if text.startswith("error: ")]
+    assert "--track: W&B can't be used" in error and "WANDB_MODE=offline" in error
+    assert not os.listdir(tmp_path / "runs")
+
+
+# ---- saved models ------------------------------------------------------------------------------------------
+
+
+def evaluate(cwd, *flags, **environment):
+    command = [sys.executable, ROOT / "scripts/evaluate.py", *flags]
+    environment = ENVIRONMENT | environment
+    return subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@both
+@pytest.mark.parametrize("env_id", ["Hopper-v4", "CartPole-v1"])
+def test_a_loaded_agent_acts_as_the_saved_one(tmp_path, monkeypatch, agent, env_id):
+    monkeypatch.chdir(tmp_path)
+    made, envs = [], []
+    init = AGENTS[agent].Agent.__init__
+    monkeypatch.setattr(AGENTS[agent].Agent, "__init__", lambda self, *args: (init(self, *args), made.append(self))[0])
+    monkeypatch.setattr(AGENTS[agent], "make_env", lambda *args: envs.append(make_env(*args)) or envs[-1])
+    flags = ["--env-id", env_id, "--num-steps", "64", "--total-timesteps", "640", "--save-model"]
+    AGENTS[agent].main(hesscale_run_args(agent, *flags))
+    model = hesscale_run.load_model(only_run(tmp_path))
+    loaded = AGENTS[agent].Agent(envs[0].obs_dim, envs[0].action_dim, envs[0].discrete)
+    loaded.load_state_dict(model["agent"])
+    env = make_env(AGENTS[agent].Args(env_id=env_id))
+    env.freeze(model["statistics"][0])
+    for raw in np.random.default_rng(0).normal(size=(20, env.obs_dim)):
+        expected = (raw - envs[0].obs_rms.mean) / np.sqrt(envs[0].obs_rms.var + 1e-8)
+        expected = np.float32(np.clip(expected, -10, 10))
+        obs = env._normalize(raw)
+        assert (obs == expected).all()  # and so the statistics have not moved
+        assert (loaded.actor(obs[None]) == made[0].actor(expected[None])).all()
+
+
+def test_evaluation_prints_mean_and_deviation_the_same_each_time(tmp_path):
+    flags = "--env-id toy_envs:Counter-v0 --num-steps 64 --total-timesteps 1280 --optimizer adam --save-model".split()
+    assert run(tmp_path, "ppo", *flags)[0] == 0
+    folder = only_run(tmp_path)
+    done = evaluate(tmp_path, folder, "--episodes", 4, "--sample")
+    assert done.returncode == 0, done.stderr
+    *episodes, last = done.stdout.splitlines()
+    returns = [float(text.split()[3].rstrip(",")) for text in episodes]
+    assert len(returns) == 4 and all(15 <= r <= 21 for r in returns)  # three steps of 5, 6 or 7
+    assert f"4 episodes, sampled actions: return {np.mean(returns):.1f} ± {np.std(returns):.1f}, 3 steps" in last
+    assert evaluate(tmp_path, folder, "--episodes", 4, "--sample").stdout == done.stdout
+    best = evaluate(tmp_path, glob.glob(f"{folder}/ppo_hesscale.pt")[0], "--episodes", 2)
+    assert "2 episodes, most likely actions: return" in best.stdout and "± 0.0" in best.stdout
+
+
+def test_a_checkpoint_can_be_evaluated(interrupted):
+    done = evaluate(os.path.dirname(interrupted[0]), interrupted[0], "--episodes", 2)
+    assert done.returncode == 0 and "toy_envs:Drift-v0, 2 episodes" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (
+            "--env-id CartPole-v1",
+            "--env-id CartPole-v1 has observations [4] and 2 choices, but the agent was trained on ",
+        ),
+        ("--env-id CartPole-v1", "trained on observations [2] and actions [1]"),
+        ("--episodes 0", "--episodes 0: must be at least 1"),
+        ("--seed -1", "--seed -1: must be in [0, 2^32)"),
+        ("--episode 3", "Unrecognized options: --episode"),
+    ],
+)
+def test_bad_input_to_an_evaluation_is_one_line(interrupted, tmp_path, flags, message):
+    done = evaluate(tmp_path, interrupted[0], *flags.split())
+    assert done.returncode == 1 and done.stdout == "" and message in line(done.stderr)
+
+
+def test_what_is_no_model_is_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.pt").write_text("no model")
+    for path, message in [
+        ("none", "no such file"),
+        ("empty", "neither a saved model"),
+        ("text.pt", "not a saved model"),
+    ]:
+        done = evaluate(tmp_path, path)
+        assert done.returncode == 1 and message in line(done.stderr)
+
+
+def test_a_video_or_a_line_that_says_why_not(tmp_path):
+    flags = "--env-id Hopper-v4 --num-steps 64 --total-timesteps 64 --save-model".split()
+    assert run(tmp_path, "a2c", *flags)[0] == 0
+    for backend in ("egl", "glfw"):  # the second has no display to open
+        done = evaluate(tmp_path, only_run(tmp_path), "--episodes", 1, "--capture-video", MUJOCO_GL=backend, DISPLAY="")
+        if done.returncode == 0:
+            assert glob.glob(f"{tmp_path}/videos/*__evaluation/*.mp4")
+        else:
+            errors = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+            assert len(errors) == 1 and "--capture-video: Hopper-v4 can't be rendered" in errors[0]
+            assert "MUJOCO_GL=egl or osmesa" in errors[0]
+
+
+# ---- any flags ---------------------------------------------------------------------------------------------
+
+NUMBERS = st.one_of(st.floats(), st.sampled_from([0.0, 1.0, 1e-3, 1e300, -1.0]))
+FLAGS = {
+    "--learning-rate": NUMBERS, "--eps": NUMBERS, "--delta": NUMBERS, "--gamma": NUMBERS, "--gae-lambda": NUMBERS,
+    "--ent-coef": NUMBERS, "--max-grad-norm": NUMBERS, "--clip-coef": NUMBERS, "--target-kl": NUMBERS,
+    "--seed": st.integers(-1, 2**33), "--num-envs": st.integers(-1, 3), "--num-steps": st.integers(-1, 70),
+    "--update-epochs": st.integers(-1, 3),
+    "--total-timesteps": st.integers(-1, 400), "--checkpoint-interval": st.integers(-1, 100),
+    "--optimizer": st.sampled_from(["adam", "scaled-adahesscale", "sgd", "adahessian", "", "Adam"]),
+    "--env-id": st.sampled_from(["toy_envs:Shapes-v0", "toy_envs:Counter-v0", "toy_envs:Many-v0", "no_such_env"]),
+    "--resume": st.sampled_from(["auto", "", "/", "runs", "no/such\nfolder"]),
+}  # fmt: skip
+
+
+@both
+@given(flags=st.dictionaries(st.sampled_from(sorted(FLAGS)), st.none(), max_size=5).flatmap(
+    lambda names: st.fixed_dictionaries({name: FLAGS[name] for name in names})
+))  # fmt: skip
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_flags_run_or_end_with_one_line(tmp_path_factory, agent, flags):
+    cwd = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("any"))
+    given_flags = {"--env-id": "toy_envs:Shapes-v0", "--num-steps": 64, "--total-timesteps": 256} | flags
+    try:
+        args = hesscale_run_args(agent, *itertools.chain(*((k, str(v)) for k, v in given_flags.items())))
+        hesscale_run.execute(AGENTS[agent].main, args)
+        assert status(only_run("."))["state"] == "finished"
+    except SystemExit as end:
+        if end.code == hesscale_run.DIVERGED:
+            assert status(only_run("."))["state"] == "diverged"
+        else:
+            assert isinstance(end.code, str) and end.code.startswith("error: ") and "\n" not in end.code
+            assert not glob.glob("runs/*"), end.code
+    finally:
+        os.chdir(cwd)
