@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 LOG_2PI = math.log(2 * math.pi)
+BLOCK = 2**16  # of a parameter vector that an optimizer goes through at a time, to stay in the processor's cache
 NUMPY_DTYPES = torch.float32, torch.float64  # of parameters on the CPU that the optimizers leave to numpy
 
 
@@ -506,14 +507,14 @@ class ScaledOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _lay_out(self, group):
-        """Move a group's parameters and moments into flat vectors; return those, and the views into them."""
+        """Move a group's parameters and moments into flat vectors; return their blocks, and the views into them."""
         params, moments = group["params"], [*self.moments]
         if group["delta"] is not None and not self.divides_by_hess:
             moments.append("exp_avg_hess_sq")  # V
         dtype, device, sizes = params[0].dtype, params[0].device, [p.numel() for p in params]
         in_numpy = device.type == "cpu" and dtype in NUMPY_DTYPES
         flat, views = {}, {}
-        for kind in ["data", "grad", "hess", *moments, "u", "root"]:
+        for kind in ["data", "grad", "hess", *moments, "u"]:
             vector = torch.zeros(sum(sizes), dtype=dtype, device=device)
             views[kind] = [part.view(p.shape) for part, p in zip(vector.split(sizes), params, strict=True)]
             flat[kind] = vector.numpy() if in_numpy else vector
@@ -523,20 +524,24 @@ class ScaledOptimizer(torch.optim.Optimizer):
                 view = views[kind][i]
                 self.state[p][kind] = view.copy_(self.state[p][kind]) if kind in self.state[p] else view
         pointers = [p.data_ptr() for p in params]
-        return flat, list(zip(params, pointers, views["grad"], views["hess"], strict=True))
+        starts = range(0, sum(sizes), BLOCK)
+        blocks = [{kind: vector[i : i + BLOCK] for kind, vector in flat.items()} for i in starts]
+        root = _namespace(flat["u"]).zeros_like(flat["u"][:BLOCK])  # one for all blocks, which use it in turn
+        blocks = [block | {"root": root[: len(block["u"])]} for block in blocks]
+        return blocks, list(zip(params, pointers, views["grad"], views["hess"], strict=True))
 
     def _gather(self, i):
-        """Return group i's flat vectors, after moving in whatever has come to lie outside them."""
-        flat, views = self._flat[i]
+        """Return the blocks of group i's flat vectors, after moving in whatever has come to lie outside them."""
+        blocks, views = self._flat[i]
         if any(p.data_ptr() != pointer for p, pointer, _, _ in views):
-            flat, views = self._flat[i] = self._lay_out(self.param_groups[i])
+            blocks, views = self._flat[i] = self._lay_out(self.param_groups[i])
         needs_hess = self.needs_hess
         for p, _, grad, hess in views:
             if p.grad is not grad:
                 p.grad = self._move(p.grad, grad, "grad")
             if needs_hess and (outside := getattr(p, "hess", None)) is not hess:
                 p.hess = self._move(outside, hess, "hess")
-        return flat
+        return blocks
 
     def _move(self, outside, view, kind):
         if outside is None:
@@ -561,16 +566,17 @@ class ScaledOptimizer(torch.optim.Optimizer):
         """
         delta, h, updates = self.delta, 0.0, []
         for i, group in enumerate(self.param_groups):
-            flat = self._gather(i)
-            xp = _namespace(flat["data"])
+            blocks = self._gather(i)
             group["step"] += 1
-            u, root, scale = self._direction(xp, flat, group)
-            if delta is not None and not self.divides_by_hess:
-                root = _root_of_average(xp, flat, "exp_avg_hess_sq", "hess", group["betas"][1])
-            # without a trust region h still tells whether every moment and update is finite
-            weighted = u if root is None else xp.multiply(root, u, out=root)
-            h += float(weighted @ u) * scale * scale / _root_correction(group)
-            updates.append((flat["data"], u, scale))
+            for flat in blocks:
+                xp = _namespace(flat["data"])
+                u, root, scale = self._direction(xp, flat, group)
+                if delta is not None and not self.divides_by_hess:
+                    root = _root_of_average(xp, flat, "exp_avg_hess_sq", "hess", group["betas"][1])
+                # without a trust region h still tells whether every moment and update is finite
+                weighted = u if root is None else xp.multiply(root, u, out=root)
+                h += float(weighted @ u) * scale * scale / _root_correction(group)
+                updates.append((flat["data"], u, scale))
         if not math.isfinite(h):
             group = self.param_groups[0]
             raise FloatingPointError(

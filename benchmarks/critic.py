@@ -1,0 +1,325 @@
+"""What a critic update costs, beside torch's Adam, AdaHessian and the authors' HesScale: medians, in turns, one thread.
+
+    python benchmarks/critic.py [--hesscale PATH] [--csv results/critic.csv]
+
+From the forward pass to the step, in float32: 64 samples, 11 inputs, 64-64 tanh, one output, half the mean squared
+error (torch's MSELoss in the others, which is twice that and one operation less). PATH is a checkout of
+https://github.com/mohmdelsayed/HesScale. The peers run in a process of their own, in the environment that
+benchmarks/peers.sh makes; what is missing is skipped. Before the clock starts, every gradient, and the diagonals of
+the authors' HesScale and HesScaleGN, are compared with ours on the same weights and data.
+"""
+
+from timing import ROOT, in_turns, report  # first, for it sets the number of threads
+
+# isort: split
+
+import copy
+import functools
+import json
+import os
+import subprocess
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+import tyro
+from torch import nn
+
+from hesscale_core import TanhMLP, cross_entropy_loss, hutchinson, make_optimizer, value_loss
+
+REFERENCE = "torch autograd, torch.optim.Adam"
+OURS = ("adam", "adahesscalegn", "adahesscale", "scaled-adahesscale", "adahessian")
+LR = 1e-12  # so small that the networks stay as they are
+TOLERANCE = 1e-4  # for differences from ours, relative to the largest entry; rounding makes 1e-6 of it
+AUTHORS = "https://github.com/mohmdelsayed/HesScale"
+
+
+@dataclass
+class Args:
+    hesscale: Path | None = None
+    """a checkout of https://github.com/mohmdelsayed/HesScale; None to do without"""
+    peers_python: Path = ROOT / ".venv-peers/bin/python"
+    """the Python that has the peers"""
+    rounds: int = 40
+    """how many times each is timed"""
+    csv: str | None = None
+    """the table's file; None for none"""
+    quick: bool = False
+    """whether to time each just once, to see that all of them run"""
+
+
+class Problem(NamedTuple):
+    """A network and its batch. One output is a value, for value_loss; more are logits, for cross_entropy_loss."""
+
+    in_features: int
+    hidden_features: tuple[int, ...]
+    out_features: int
+    batch: int
+
+    @property
+    def is_value(self):
+        return self.out_features == 1
+
+    @property
+    def loss(self):
+        return value_loss if self.is_value else cross_entropy_loss
+
+
+CRITIC = Problem(11, (64, 64), 1, 64)
+
+
+@functools.lru_cache(maxsize=1)  # because orthogonal initialization takes longer than an update
+def _make(problem):
+    torch.manual_seed(0)
+    net = TanhMLP(problem.in_features, problem.hidden_features, problem.out_features)
+    x, batch = torch.randn(problem.batch, problem.in_features), (problem.batch,)
+    return net, x, torch.randn(*batch, 1) if problem.is_value else torch.randint(problem.out_features, batch)
+
+
+def make(problem):
+    """Return a network, inputs and targets, the same for every method and in every process."""
+    return copy.deepcopy(_make(problem))
+
+
+class Method(NamedTuple):
+    """An update in parts: output = forward(); backward(output); step()."""
+
+    params: list
+    forward: Callable
+    backward: Callable
+    step: Callable
+    diagonal: str | None = None  # the attribute that holds it, where it is one of ours
+    gauss_newton: bool = False
+
+
+def time_updates(method, calls, with_forward=True):
+    """Mean time of `calls` updates in microseconds; without the forward pass, of what comes after it."""
+    total = 0.0
+    for _ in range(calls):
+        start = perf_counter()
+        output = method.forward()
+        if not with_forward:
+            start = perf_counter()
+        method.backward(output)
+        method.step()
+        total += perf_counter() - start
+    return total / calls * 1e6
+
+
+def ours(problem, name):
+    """An update of hesscale_core's: on numpy arrays, but for AdaHessian's, which is autograd's."""
+    net, x, target = make(problem)
+    params = list(net.parameters())
+    optimizer = make_optimizer(name, params, LR)
+    if optimizer.hutchinson:
+        backward = lambda output: hutchinson(problem.loss(output, target).loss, params)  # noqa: E731
+        return Method(params, lambda: net(x), backward, optimizer.update)
+    x, target = x.numpy(), target.numpy()
+
+    def backward(output):
+        _, grad, hess = problem.loss(output, target)
+        net.backward(grad, hess if optimizer.needs_hess else None, optimizer.gauss_newton)
+
+    return Method(params, lambda: net(x), backward, optimizer.update)
+
+
+def by_autograd(problem, make_optimizer, *, prepare=lambda module: module, context=nullcontext, create_graph=False):
+    """An update of torch's: `prepare` is applied to network and loss, and `context()` holds the backward pass."""
+    net, x, target = make(problem)
+    model = prepare(nn.Sequential(*[module for layer in net.layers for module in (layer, nn.Tanh())][:-1]))
+    loss_function = prepare(nn.MSELoss() if problem.is_value else nn.CrossEntropyLoss())
+    optimizer = make_optimizer(model.parameters())
+
+    def backward(output):
+        optimizer.zero_grad()
+        loss = loss_function(output, target)
+        with context():
+            loss.backward(create_graph=create_graph)
+
+    return Method(list(model.parameters()), lambda: model(x), backward, optimizer.step)
+
+
+def torchs(problem):
+    return by_autograd(problem, lambda params: torch.optim.Adam(params, lr=LR))
+
+
+def differences_from_ours(problem, method):
+    """Largest difference of the gradient, and of the diagonal if it is one of ours, relative to the largest entry."""
+    net, x, target = make(problem)
+    _, grad, hess = problem.loss(net(x), target)
+    net.backward(grad, hess, method.gauss_newton)
+    method.backward(method.forward())
+    scale = 2 if problem.is_value else 1  # MSELoss is twice value_loss
+
+    def largest(theirs, ours):
+        pairs = zip(method.params, net.parameters(), strict=True)
+        pairs = [(getattr(p, theirs).detach() / scale, getattr(q, ours)) for p, q in pairs]
+        return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+
+    differences = {"gradient": largest("grad", "grad")}
+    if method.diagonal is not None:
+        differences["Hessian diagonal"] = largest(method.diagonal, "hess")
+    return differences
+
+
+def check(name, differences):
+    """End the program if a method computes something else than we do, else return a line that says what was checked."""
+    for what, difference in differences.items():
+        if not difference <= TOLERANCE:  # or not a number
+            sys.exit(f"error: {name}: its {what} differs from ours by {difference:.1g} of the largest entry")
+    return f"{name}: {' and '.join(differences)} as ours within {max(differences.values()):.0e}"
+
+
+# ---- The peers, in a process of their own ------------------------------------------------------------------
+
+
+def pytorch_optimizers(problem, hesscale):
+    from pytorch_optimizer import AdaHessian
+
+    return by_autograd(problem, lambda params: AdaHessian(params, lr=LR), create_graph=True)
+
+
+def import_backpack():
+    torch.nn.grad._grad_input_padding = None  # torch has dropped it, and BackPACK 1.3 uses it for convolutions only
+    import backpack
+    import backpack.extensions
+
+    return backpack
+
+
+def diag_ggn(problem, hesscale):
+    backpack = import_backpack()
+    adam, method = lambda params: torch.optim.Adam(params, lr=LR), backpack.extensions.DiagGGNExact()
+    return by_autograd(problem, adam, prepare=backpack.extend, context=lambda: backpack.backpack(method))
+
+
+def authors(problem, hesscale, name):
+    backpack = import_backpack()
+    sys.modules["turtle"] = types.SimpleNamespace(back=None)  # their linear_gn.py imports it by accident; it needs Tk
+    sys.path.insert(0, hesscale)
+    import optimizers.adahesscale
+    import optimizers.adahesscalegn
+
+    optimizer = getattr(getattr(optimizers, name.lower()), name)
+    method = by_autograd(
+        problem,
+        lambda params: optimizer(params, lr=LR),
+        prepare=backpack.extend,
+        context=lambda: backpack.backpack(optimizer.method),
+    )
+    return method._replace(diagonal=optimizer.method.savefield, gauss_newton=name.endswith("GN"))
+
+
+PEERS = {
+    "AdaHessian of pytorch_optimizer": pytorch_optimizers,
+    "BackPACK's DiagGGNExact, torch.optim.Adam": diag_ggn,
+    "the authors' AdaHesScaleGN": functools.partial(authors, name="AdaHesScaleGN"),
+    "the authors' AdaHesScale": functools.partial(authors, name="AdaHesScale"),
+}
+
+
+def worker(hesscale=None):
+    """Answer requests on stdin with answers on stdout, one JSON object a line, until stdin ends."""
+    warnings.simplefilter("ignore")
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a peer prints is no answer
+    methods = {}
+
+    def make_method(name, in_features, hidden_features, out_features, batch):
+        problem = Problem(in_features, tuple(hidden_features), out_features, batch)
+        methods.pop(name, None)  # before its successor takes as much memory
+        methods[name] = PEERS[name](problem, hesscale)
+        return differences_from_ours(problem, methods[name])
+
+    def time(name, **options):
+        return time_updates(methods[name], **options)
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"answer": {"make": make_method, "time": time}[request.pop("do")](**request)}
+        except Exception as error:
+            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+class Peers:
+    """The process of the peers. Those that can't be had are skipped, with a line that says how to get them."""
+
+    def __init__(self, args, names=tuple(PEERS)):
+        self.names, self.process, self.checks = list(names), None, {}
+        if args.hesscale is None:
+            self.skip([name for name in names if "authors" in name], f"git clone {AUTHORS} and pass --hesscale PATH")
+        elif not (args.hesscale / "optimizers/adahesscale.py").exists():
+            sys.exit(f"error: --hesscale {args.hesscale}: has no optimizers/adahesscale.py; git clone {AUTHORS}")
+        if not args.peers_python.exists():
+            self.skip(self.names, "run benchmarks/peers.sh")
+        if self.names:
+            command = [args.peers_python, __file__, "--worker", *([args.hesscale.resolve()] if args.hesscale else [])]
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def skip(self, names, remedy):
+        if names:
+            print(f"skipped: {', '.join(names)}: {remedy}")
+        self.names = [name for name in self.names if name not in names]
+
+    def ask(self, do, **request):
+        """Return what the process answers; raise RuntimeError with its error if it answers with one."""
+        try:
+            print(json.dumps({"do": do, **request}), file=self.process.stdin, flush=True)
+            answer = json.loads(self.process.stdout.readline())
+        except (BrokenPipeError, json.JSONDecodeError):
+            answer = {"error": f"{self.process.args[0]} has ended"}
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer["answer"]
+
+    def functions(self, problem, **options):
+        """Return {name: function that times updates, with the options of time_updates}."""
+        for name in self.names:
+            try:
+                self.checks[name] = check(name, self.ask("make", name=name, **problem._asdict()))
+            except RuntimeError as error:
+                self.skip([name], f"{error}; run benchmarks/peers.sh")
+        return {name: functools.partial(self.ask, "time", name=name, **options) for name in self.names}
+
+
+def functions(problem, names, peers, **options):
+    """Return {name: function that times updates} of torch's Adam, of ours by `names`, and of the peers."""
+    reference = torchs(problem)
+    peers.checks[REFERENCE] = check(REFERENCE, differences_from_ours(problem, reference))
+    methods = {REFERENCE: reference} | {name: ours(problem, name) for name in names}
+    timed = {name: functools.partial(time_updates, method, **options) for name, method in methods.items()}
+    return timed | peers.functions(problem, **options)
+
+
+def main(args):
+    check_args(args)
+    peers = Peers(args)
+    calls, rounds, warmup = (1, 1, 0) if args.quick else (20, args.rounds, 2)
+    timed = functions(CRITIC, OURS, peers, calls=calls)
+    print(*peers.checks.values(), sep="\n")
+    report("critic update of 64 samples", in_turns(timed, rounds, warmup), REFERENCE, path=args.csv)
+
+
+def check_args(args):
+    if args.rounds < 1:
+        sys.exit(f"error: --rounds {args.rounds}: must be at least 1")
+    if args.csv is not None:
+        path = Path(args.csv)
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            sys.exit(f"error: --csv {path}: can't be written; give a file in a folder that exists")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        worker(*sys.argv[2:])
+    else:
+        main(tyro.cli(Args))
