@@ -13,6 +13,7 @@ import os
 # for layers of 64 units a second thread costs more than it brings; must come before numpy is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import math
 import random
 import time
@@ -230,6 +231,7 @@ def main(args):
     if unsaved := envs[0].unsaved():
         print(f"note: {unsaved}, which a checkpoint can't hold: --resume will begin a new episode")
 
+    gc.freeze()  # what the imports made stays: the collector need not go through it again and again
     for iteration in range(global_step // batch_size + 1, num_iterations + 1):
         if args.anneal_lr:
             lr = (1 - (iteration - 1) / num_iterations) * args.learning_rate
@@ -265,7 +267,6 @@ def main(args):
         next_values = np.concatenate([values[1:], following[None, : args.num_envs]])
         if truncated_at:
             next_values[tuple(zip(*truncated_at, strict=True))] = following[args.num_envs :]
-        check_finite(args, global_step, observations=obs, actions=actions, values=next_values, rewards=rewards)
         advantages = compute_gae(rewards, values, next_values, terminations, dones, args.gamma, args.gae_lambda)
         returns = advantages + values
 
@@ -282,7 +283,8 @@ def main(args):
         pg = policy_gradient_loss(output, *log_std, b_actions, b_advantages, args.ent_coef)
         v = value_loss(value, b_returns)
         if not math.isfinite(to_numpy(pg.loss + v.loss)):
-            check_finite(args, global_step, policy_loss=pg.loss, value_loss=v.loss)
+            rollout = dict(observations=obs, actions=actions, rewards=rewards, advantages=advantages)
+            check_finite(args, global_step, **rollout, policy_loss=pg.loss, value_loss=v.loss)
         if by_autograd:
             hutchinson(pg.loss + v.loss, agent.parameters())  # no parameter is in both
         else:

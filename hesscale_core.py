@@ -47,23 +47,20 @@ def _constant(array):
 
 def _tensors(kind, params):
     """The parameters' "data", "grad" or "hess"; what is not there yet is made."""
-    tensors = [getattr(p, kind, None) for p in params]
-    if [t for t in tensors if t is None]:
-        for p in params:
-            if getattr(p, kind, None) is None:
-                setattr(p, kind, torch.zeros_like(p, requires_grad=False))
-        tensors = [getattr(p, kind) for p in params]
-    return tensors
+    for p in params:
+        if getattr(p, kind, None) is None:
+            setattr(p, kind, torch.zeros_like(p, requires_grad=False))
+    return [getattr(p, kind) for p in params]
 
 
 def set_derivatives(parameter, grad, hess):
     """Copy a loss's derivatives, numpy arrays or torch tensors, into `parameter.grad` and `parameter.hess`."""
-    for kind, array in (("grad", grad), ("hess", hess)):
-        (tensor,) = _tensors(kind, (parameter,))
-        if isinstance(array, np.ndarray):
-            tensor.numpy()[:] = array
-        else:
-            tensor.copy_(array)
+    if parameter.grad is None or getattr(parameter, "hess", None) is None:
+        _tensors("grad", [parameter]), _tensors("hess", [parameter])
+    if isinstance(grad, np.ndarray):
+        parameter.grad.numpy()[:], parameter.hess.numpy()[:] = grad, hess
+    else:
+        parameter.grad.copy_(grad), parameter.hess.copy_(hess)
 
 
 def _check_shapes(**shapes):
@@ -187,8 +184,12 @@ class TanhMLP(nn.Module):
 
         To see that the views made last time still hold costs less than to make 18 new ones for each minibatch.
         """
-        tensors = params if kind == "data" else _tensors(kind, params)
-        pointers = [t.data_ptr() for t in tensors]
+        try:
+            tensors = params if kind == "data" else [getattr(p, kind) for p in params]
+            pointers = [t.data_ptr() for t in tensors]
+        except AttributeError:  # before the first backward pass
+            tensors = _tensors(kind, params)
+            pointers = [t.data_ptr() for t in tensors]
         if self._arrays.get(kind, (None,))[0] != pointers:
             arrays = [t.detach().numpy() for t in tensors]
             if kind == "data":  # biases as [1, n], which numpy adds to [1, n] twice as fast as it adds [n]
@@ -569,7 +570,7 @@ class ScaledOptimizer(torch.optim.Optimizer):
             blocks = self._gather(i)
             group["step"] += 1
             for flat in blocks:
-                xp = _namespace(flat["data"])
+                xp = np if isinstance(flat["data"], np.ndarray) else torch
                 u, root, scale = self._direction(xp, flat, group)
                 if delta is not None and not self.divides_by_hess:
                     root = _root_of_average(xp, flat, "exp_avg_hess_sq", "hess", group["betas"][1])

@@ -13,6 +13,7 @@ import os
 # for layers of 64 units a second thread costs more than it brings; must come before numpy is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import math
 import random
 import time
@@ -238,6 +239,7 @@ def main(args):
     if unsaved := envs[0].unsaved():
         print(f"note: {unsaved}, which a checkpoint can't hold: --resume will begin a new episode")
 
+    gc.freeze()  # what the imports made stays: the collector need not go through it again and again
     for iteration in range(global_step // batch_size + 1, num_iterations + 1):
         if args.anneal_lr:
             lr = (1 - (iteration - 1) / num_iterations) * args.learning_rate
@@ -272,7 +274,6 @@ def main(args):
         next_values = np.concatenate([values[1:], to_numpy(critic(to_net(next_obs))).T])
         if truncated_at:
             next_values[tuple(zip(*truncated_at, strict=True))] = to_numpy(critic(to_net(np.stack(final_obs))))[:, 0]
-        check_finite(args, global_step, observations=obs, actions=outputs, rewards=rewards, values=next_values)
         advantages = compute_gae(rewards, values, next_values, terminations, dones, args.gamma, args.gae_lambda)
         returns = advantages + values
         b_actions = actions.reshape(-1, *actions.shape[2:])
@@ -305,7 +306,8 @@ def main(args):
                 v = value_loss(value, mb_returns, *([mb_values, args.clip_coef] if args.clip_vloss else []))
 
                 if not math.isfinite(to_numpy(pg.loss + v.loss)):
-                    check_finite(args, global_step, policy_loss=pg.loss, value_loss=v.loss)
+                    rollout = dict(observations=obs, actions=outputs, rewards=rewards, advantages=advantages)
+                    check_finite(args, global_step, **rollout, policy_loss=pg.loss, value_loss=v.loss)
 
                 if by_autograd:
                     hutchinson(pg.loss + v.loss, agent.parameters())  # no parameter is in both
