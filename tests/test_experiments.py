@@ -60,6 +60,38 @@ def test_the_minibatch_benchmark_runs(tmp_path):
         assert line in (tmp_path / "table.csv").read_text()
 
 
+PEERS = ["--peers-python", "no/python"]  # CI measures without them
+BENCHMARKS = {
+    "critic.py": ["skipped: ", "run benchmarks/peers.sh", "torch.optim.Adam: gradient as ours", "scaled-adahesscale"],
+    "cost.py": ["run benchmarks/peers.sh", "update over the number of layers", "AdaHesScaleGN, ours"],
+    "whole_run.py": ["CleanRL is skipped; to have it: git clone", "Stable-Baselines3 is skipped", "bare environment"],
+}
+
+
+@pytest.mark.parametrize("script", BENCHMARKS)
+def test_the_other_benchmarks_run(tmp_path, script):
+    done = tool(tmp_path, ROOT / "benchmarks" / script, "--quick", *PEERS)
+    assert done.returncode == 0, done.stderr
+    for text in BENCHMARKS[script]:
+        assert text in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "script, flags, message",
+    [
+        ("critic.py", "--hesscale no/folder", "--hesscale no/folder: has no optimizers/adahesscale.py; git clone"),
+        ("critic.py", "--rounds 0", "--rounds 0: must be at least 1"),
+        ("cost.py", "--batch 0", "--batch 0: must be at least 1"),
+        ("whole_run.py", "--cleanrl no/folder", "no/folder: has no cleanrl/ppo_continuous_action.py; git clone"),
+        ("whole_run.py", "--steps 10", "10: must be a whole number of at least 2048"),
+    ],
+)
+def test_bad_input_to_a_benchmark_is_one_line(tmp_path, script, flags, message):
+    done = tool(tmp_path, ROOT / "benchmarks" / script, *flags.split())
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     "script",
     ["scripts/run.sh", "scripts/test.sh", "scripts/venv.sh", "experiments/results.sh", "experiments/step_sizes.sh"],
