@@ -25,6 +25,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -323,7 +325,7 @@ class Run:
         self.bar = tqdm(
             total=self.total_timesteps, initial=self.step, unit=" steps", file=sys.stdout, disable=not self.terminal
         )
-        # its writing thread hands an error of a full disk on to the next add_scalar, which reports it
+        # its writing thread hands an error of a full disk on to the next add_event, which reports it
         threading.excepthook = lambda e: None if issubclass(e.exc_type, OSError) else threading.__excepthook__(e)
         self.signal = None
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -428,14 +430,14 @@ class Run:
 
     def log(self, step, scalars):
         self.step = step
-        for tag, value in scalars.items():
-            self.writer.add_scalar(tag, value, step)
+        # one event for all, where add_scalar would make one for each: in short episodes logging is 5% of a run
+        values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in scalars.items()]
+        self.writer.file_writer.add_event(Event(summary=Summary(value=values)), step)
 
     def log_episode(self, step, env):
         """Log the episode that `env` has just ended."""
         self.recent_returns.append(env.episode_return)
-        self.writer.add_scalar("charts/episodic_return", env.episode_return, step)
-        self.writer.add_scalar("charts/episodic_length", env.episode_length, step)
+        self.log(step, {"charts/episodic_return": env.episode_return, "charts/episodic_length": env.episode_length})
 
     def progress(self, step):
         """Move the bar to `step`; where the output is no terminal, print a line every ten seconds."""

@@ -275,6 +275,7 @@ def main(args):
         if truncated_at:
             next_values[tuple(zip(*truncated_at, strict=True))] = to_numpy(critic(to_net(np.stack(final_obs))))[:, 0]
         advantages = compute_gae(rewards, values, next_values, terminations, dones, args.gamma, args.gae_lambda)
+        check_finite(args, global_step, observations=obs, actions=outputs, rewards=rewards, advantages=advantages)
         returns = advantages + values
         b_actions = actions.reshape(-1, *actions.shape[2:])
         b_log_probs = log_prob(outputs.reshape(-1, action_dim), *map(to_numpy, log_std), b_actions)
@@ -306,8 +307,7 @@ def main(args):
                 v = value_loss(value, mb_returns, *([mb_values, args.clip_coef] if args.clip_vloss else []))
 
                 if not math.isfinite(to_numpy(pg.loss + v.loss)):
-                    rollout = dict(observations=obs, actions=outputs, rewards=rewards, advantages=advantages)
-                    check_finite(args, global_step, **rollout, policy_loss=pg.loss, value_loss=v.loss)
+                    check_finite(args, global_step, policy_loss=pg.loss, value_loss=v.loss)
 
                 if by_autograd:
                     hutchinson(pg.loss + v.loss, agent.parameters())  # no parameter is in both

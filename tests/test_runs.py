@@ -85,8 +85,8 @@ def kills_survived(tmp_path, agent, env_id, kills, steps):
     assert run(tmp_path / "whole", agent, *flags)[0] == 0
     length, expected = time.time() - begin, outcome(only_run(tmp_path / "whole"))
     moments, survived = random.Random(f"{agent} {env_id}"), 0
-    for n in range(kills):
-        cwd = tmp_path / str(n)
+    while survived < kills:
+        cwd = tmp_path / "killed"
         cwd.mkdir()
         process = start(cwd, agent, *flags, "--resume", "auto")
         try:
@@ -94,15 +94,14 @@ def kills_survived(tmp_path, agent, env_id, kills, steps):
         except subprocess.TimeoutExpired:
             process.kill()
         process.communicate()
-        if process.returncode == 0:  # it was faster than the clock
-            continue
-        for folder in glob.glob(f"{cwd}/runs/*"):
-            assert hesscale_run.read_status(folder) is None or status(folder)["state"] == "running"
-        code, _, err = run(cwd, agent, *flags, "--resume", "auto")
-        assert code == 0, err
-        (folder,) = (f for f in glob.glob(f"{cwd}/runs/*") if status(f)["state"] == "finished")
-        survived += outcome(folder) == expected
-        assert survived == n + 1, f"kill {n}: the run did not end as it would have"
+        if process.returncode == -signal.SIGKILL:  # else it was faster than the clock
+            for folder in glob.glob(f"{cwd}/runs/*"):
+                assert hesscale_run.read_status(folder) is None or status(folder)["state"] == "running"
+            code, _, err = run(cwd, agent, *flags, "--resume", "auto")
+            assert code == 0, err
+            (folder,) = (f for f in glob.glob(f"{cwd}/runs/*") if status(f)["state"] == "finished")
+            assert outcome(folder) == expected, f"after {survived} kills survived, a run did not end as it would have"
+            survived += 1
         shutil.rmtree(cwd)
     return survived
 
