@@ -53,11 +53,12 @@ def status(folder):
 
 
 def outcome(folder):
-    """What must be the same however often a run was interrupted: its parameters and its scalars, but for the speed."""
+    """What must be the same however often a run was interrupted: its parameters, scalars (not its speed) and return."""
     (path,) = glob.glob(f"{folder}/*_hesscale.pt")
     model = torch.load(path, weights_only=True)
     logged = {tag: values for tag, values in scalars(folder).items() if tag != "charts/SPS"}
-    return {name: p.tolist() for name, p in model["agent"].items()}, repr(model["statistics"]), logged
+    weights = {name: p.tolist() for name, p in model["agent"].items()}
+    return weights, repr(model["statistics"]), logged, status(folder)["return"]
 
 
 def line(err):
