@@ -473,6 +473,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, size):
         code, _, err = run(disk, "ppo", *flags, "--save-model")
         assert code == 1
         assert "No space left on device" in line(err)
+        assert not list(disk.glob("runs/*/*.tmp"))  # which would take the room that the user makes
         if size == "400k":
             folder = only_run(disk)
             assert f"to go on: --resume runs/{os.path.basename(folder)}" in line(err)
