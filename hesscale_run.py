@@ -294,6 +294,9 @@ class Run:
     active = None
 
     def __init__(self, args, name, checkpoint=None):
+        self.signal = None  # before anything on disk says that the run is under way
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(signum, self._on_signal)
         self.args, self.total_timesteps = args, args.total_timesteps
         resumed = checkpoint is not None
         self.step = self.start_step = self.last_checkpoint = checkpoint["step"] if resumed else 0
@@ -327,9 +330,6 @@ class Run:
         )
         # its writing thread hands an error of a full disk on to the next add_event, which reports it
         threading.excepthook = lambda e: None if issubclass(e.exc_type, OSError) else threading.__excepthook__(e)
-        self.signal = None
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(signum, self._on_signal)
         self.start_time = self.last_line = time.perf_counter()
         Run.active = self
         atexit.register(self.close)  # whatever ends the run, its event file is whole
