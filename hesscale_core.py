@@ -188,8 +188,8 @@ class TanhMLP(nn.Module):
             tensors = params if kind == "data" else [getattr(p, kind) for p in params]
             pointers = [t.data_ptr() for t in tensors]
         except AttributeError:  # before the first backward pass
-            tensors = _tensors(kind, params)
-            pointers = [t.data_ptr() for t in tensors]
+            _tensors(kind, params)
+            return self._numpy(kind, params)
         if self._arrays.get(kind, (None,))[0] != pointers:
             arrays = [t.detach().numpy() for t in tensors]
             if kind == "data":  # biases as [1, n], which numpy adds to [1, n] twice as fast as it adds [n]

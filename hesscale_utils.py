@@ -227,10 +227,14 @@ class NormalizedEnv:
 
     def get_state(self):
         """All that the rest of its life depends on, as plain data and tensors; without the episode where `unsaved`."""
+        try:
+            layers = self._get_layers()
+        except TypeError:
+            layers = None
         return {
             "statistics": {name: to_plain(vars(rms)) for name, rms in self.statistics.items()},
             "discounted_return": self.discounted_return,
-            "layers": None if self.unsaved() else self._get_layers(),
+            "layers": layers,
             "episode": [self.episode_return, self.episode_length],
             "obs": to_plain(self.obs),
         }

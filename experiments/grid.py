@@ -24,6 +24,9 @@ import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from hesscale_run import DIVERGED
+
 KEYS = ["agent", "env_id", "optimizer", "learning_rate", "seed", "total_timesteps", "extra"]
 BINS = 100
 
@@ -61,7 +64,7 @@ def run(config):
     done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.time() - start
     folder = done.stdout.splitlines()[0].split()[-1] if done.stdout else None  # the agent's first line ends with it
-    if done.returncode and (folder is None or "not finite" not in done.stderr):
+    if done.returncode not in (0, DIVERGED):
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
     events = EventAccumulator(folder, size_guidance={"scalars": 0})
     events.Reload()
