@@ -6,6 +6,7 @@ import collections
 import contextlib
 import datetime
 import fcntl
+import glob
 import importlib.metadata
 import io
 import json
@@ -158,10 +159,22 @@ def lock(folder):
     file = open(f"{folder}/lock", "w")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         return None
+    except OSError:  # a cluster's file system may have no locks; its runs do without
+        pass
     return file
+
+
+def identity(script, args):
+    """What tells a run from another, as one string: its script's name and its arguments, but for FREE_FLAGS.
+
+    Args:
+        script: the script's name.
+        args: all of the script's arguments as a dict, with the step size that the run has.
+    """
+    return json.dumps([script, {name: value for name, value in sorted(args.items()) if name not in FREE_FLAGS}])
 
 
 def script_of(args):
@@ -197,14 +210,16 @@ def load_model(path):
 
 def find_run(args, learning_rates):
     """The folder of the newest run that has these arguments, is not at its end and has a checkpoint, or None."""
-    wanted = {k: v for k, v in asdict(args).items() if k not in FREE_FLAGS}
-    wanted["learning_rate"] = args.learning_rate or learning_rates.get(args.optimizer)
+    script, defaults = script_of(args), asdict(type(args)())
+    wanted = asdict(args) | {"learning_rate": args.learning_rate or learning_rates.get(args.optimizer)}
+    # only folders of such a name are looked at: a study has thousands
+    name = f"{args.env_id}__{args.exp_name}__{args.optimizer}__{args.seed}__".replace("/", "-")
     found = []
-    for path in Path("runs").glob("*/status.json"):
+    for path in Path("runs").glob(f"{glob.escape(name)}*/status.json"):
         status = read_status(path.parent)
-        if status is None or status["script"] != script_of(args) or status["state"] in ("finished", "diverged"):
+        if status is None or status["state"] in ("finished", "diverged"):
             continue
-        same = all(status["args"].get(k, v) == v for k, v in wanted.items())
+        same = identity(status["script"], defaults | status["args"]) == identity(script, wanted)
         if same and list(path.parent.glob("checkpoint*.pt")):
             found.append((status["start"], str(path.parent)))
     return max(found)[1] if found else None

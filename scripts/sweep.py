@@ -1,0 +1,533 @@
+"""Run a grid of agents, environments, optimizers, step sizes and seeds: here, N at a time, or as SLURM job arrays.
+
+    scripts/sweep.sh quick                      # a grid file, here scripts/grids/quick.toml; a run on each core
+    scripts/sweep.sh quick --dry-run            # what there is to do, what is done, how long the rest will take
+    scripts/sweep.sh --agent ppo a2c --env-id Hopper-v4 --optimizer adam adahesscale --seed 1 2 3 --local 4
+    scripts/sweep.sh performance robustness --seed 1 2 3 --slurm --time 12:00:00 --sbatch="--account=def-someone"
+
+A grid file is TOML. Each of its [[grid]] tables gives flags of the agents one value or a list, and stands for all
+combinations of these; what is left out has the agent's default. A flag on the command line replaces the files'.
+
+A cell of the grid is known by its script and all its arguments. A run in runs/ that has them and is finished or
+diverged is not made again, and one that was interrupted or killed is gone on with: so the same command, given again,
+completes the sweep. Exit status: 0 all done, 1 some failed, 75 stopped before the end.
+"""
+
+import datetime
+import fcntl
+import glob
+import hashlib
+import importlib.util
+import itertools
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections import Counter, defaultdict, deque
+from dataclasses import asdict, dataclass, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_args
+
+import tyro
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from hesscale_run import DIVERGED, INTERRUPTED, identity, lock, read_status
+from hesscale_utils import check_args, fail, make_env, parse_args
+
+ABOUT = ("seed", "env_id", "total_timesteps", "optimizer", "learning_rate")
+# what a run's folder can say of a cell, best first; "killed": it says "running", and no process holds its lock
+DONE, STATES = ("finished", "diverged"), ("finished", "diverged", "running", "interrupted", "killed", "failed")
+
+
+# ---- the grid ----------------------------------------------------------------------------------------------
+
+
+class Cell(NamedTuple):
+    """A run of the grid: the script's path, and its arguments with the step size that the run will have."""
+
+    script: str
+    args: Any
+
+    @property
+    def key(self):
+        return identity(os.path.basename(self.script), asdict(self.args))
+
+    def flags(self):
+        """The arguments as a command line: what the run is about, and what else is not the script's default."""
+        for field in fields(self.args):
+            value, flag = getattr(self.args, field.name), field.name.replace("_", "-")
+            if value != field.default or field.name in ABOUT:
+                yield from [f"--{'' if value else 'no-'}{flag}"] if field.type is bool else [f"--{flag}", str(value)]
+
+    def __str__(self):
+        a = self.args
+        return f"{agent_name(self.script)} {a.env_id} {a.optimizer} {a.learning_rate:g} seed {a.seed}"
+
+
+def agent_name(script):
+    return Path(script).stem.removesuffix("_hesscale")
+
+
+def load_agent(name):
+    """The module of an agent: `ppo`, `a2c`, or the path of a script that has Args and LEARNING_RATES as theirs do."""
+    path = Path(name) if name.endswith(".py") else ROOT / f"{name}_hesscale.py"
+    path = path if path.exists() else ROOT / path
+    if str(path.resolve()) in load_agent.known:
+        return load_agent.known[str(path.resolve())]
+    if not path.exists():
+        fail(f"--agent {name}: choose ppo, a2c or the path of a script")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "Args") or not hasattr(module, "LEARNING_RATES"):
+        fail(f"--agent {name}: the script has no Args and LEARNING_RATES, as ppo_hesscale.py has")
+    load_agent.known[str(path.resolve())] = module
+    return module
+
+
+load_agent.known = {}
+
+
+def read_grid(name):
+    """The [[grid]] tables of a TOML file, or of scripts/grids/{name}.toml, each {flag: list of values}."""
+    path = Path(name)
+    if not path.is_file():
+        path = ROOT / f"scripts/grids/{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.toml"))) if path.parent.is_dir() else ""
+        fail(f"{name}: there is no such grid file; name a TOML file or one of {known}")
+    try:
+        content = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        fail(f"{name}: can't be read as TOML: {error}")
+    tables = content.pop("grid", None)
+    if content or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables) or not tables:
+        fail(f"{name}: must consist of [[grid]] tables" + "".join(f", not of {key}" for key in content))
+    return [{key: v if isinstance(v, list) else [v] for key, v in table.items()} for table in tables]
+
+
+def expand(table, where):
+    """The cells of one table {flag: values}; ends the program with one line where the table can't be meant."""
+    flag = lambda name: f"{where}--{name.replace('_', '-')}"  # noqa: E731
+    for name, values in table.items():
+        if not values:
+            fail(f"{flag(name)} has no values")
+        if len(set(map(repr, values))) < len(values):
+            fail(f"{flag(name)} {' '.join(map(str, values))}: names a value twice")
+    if "agent" not in table:
+        fail(f"{where}--agent is missing: name ppo, a2c or the path of a script")
+    for name in table["agent"]:
+        module, rest = load_agent(str(name)), {key: values for key, values in table.items() if key != "agent"}
+        types = {field.name: get_args(field.type) or (field.type,) for field in fields(module.Args)}
+        for key, values in rest.items():
+            if key not in types or key == "resume":
+                fail(f"{flag(key)}: is not a flag that a sweep of {os.path.basename(module.__file__)} can have")
+            rest[key] = [float(v) if type(v) is int and float in types[key] else v for v in values]
+            for value in rest[key]:
+                if type(value) not in types[key]:
+                    wanted = " or ".join(t.__name__ for t in types[key] if t is not type(None))
+                    fail(f"{flag(key)} {value!r}: must be of type {wanted}")
+        keys = sorted(rest, key=lambda key: key != "seed")  # a sweep that is stopped early has all of its first seeds
+        for values in itertools.product(*(rest[key] for key in keys)):
+            args = module.Args(**dict(zip(keys, values, strict=True)))
+            check_args(args)
+            getattr(module, "check_minibatches", lambda args: None)(args)
+            args.learning_rate = args.learning_rate or module.LEARNING_RATES[args.optimizer]
+            yield Cell(module.__file__, args)
+
+
+def read_cells(names, given=None):
+    """All cells of grid files, {key: cell}, each once though two files may have it.
+
+    Args:
+        names: grid files.
+        given: {flag: values} that replace those of every table; without a file, a table of their own.
+    """
+    given, cells = given or {}, {}
+    for name in names or [None]:
+        table_keys = {}
+        for table in read_grid(name) if name else [{}]:
+            for cell in expand(table | given, f"{name}: " if name else ""):
+                same = table_keys.setdefault(cell.key, cell)
+                if asdict(same.args) != asdict(cell.args):
+                    differ = [k for k, v in asdict(cell.args).items() if v != getattr(same.args, k)]
+                    fail(f"{name or 'the grid'}: {cell} has two values of {differ[0]}, which do not make two runs")
+                cells.setdefault(cell.key, cell)
+    return cells
+
+
+def write_cells(path, cells):
+    """Write cells as a grid file, a table each."""
+    with open(path, "w") as file:
+        for cell in cells:
+            file.write(f"[[grid]]\nagent = {json.dumps(cell.script)}\n")
+            for field in fields(cell.args):
+                value = getattr(cell.args, field.name)
+                if value != field.default:
+                    file.write(f"{field.name} = {json.dumps(value)}\n")
+
+
+# ---- what is done ------------------------------------------------------------------------------------------
+
+
+def find_runs(pattern="runs/*"):
+    """The runs in folders that match the pattern, {key: (state, folder, status)}; the best one where two have a key."""
+    runs, defaults = {}, {}
+    for path in glob.glob(f"{pattern}/status.json"):
+        folder = os.path.dirname(path)
+        status = read_status(folder)
+        if status is None:
+            continue
+        script, state = status["script"], status["state"]
+        if script not in defaults:
+            known = (ROOT / script).is_file()
+            defaults[script] = asdict(load_agent(script).Args()) if known else {}
+        if state == "running" and (held := lock(folder)):
+            held.close()
+            state = "killed"
+        key = identity(script, defaults[script] | status["args"])
+        rank = lambda run: (STATES.index(run[0]), -run[2]["step"], run[2]["start"])  # noqa: E731
+        runs[key] = min(runs.get(key, (state, folder, status)), (state, folder, status), key=rank)
+    return runs
+
+
+def find_run(cell):
+    """The state, folder and status of a cell's run now, from its few folders alone; (None, None, None) without one."""
+    a = cell.args
+    name = f"{a.env_id}__{a.exp_name}__{a.optimizer}__{a.seed}__".replace("/", "-")
+    return find_runs(f"runs/{glob.escape(name)}*").get(cell.key, (None, None, None))
+
+
+def seconds_per_step(runs):
+    """From finished runs, a function that estimates a cell's; None where nothing like it has ended.
+
+    Like it is, in this order: script, environment and optimizer the same; script and optimizer; script; any run.
+    """
+    alike = lambda script, args: [  # noqa: E731
+        (script, args["env_id"], args["optimizer"]), (script, args["optimizer"]), script, None
+    ]  # fmt: skip
+    seconds, steps = defaultdict(float), defaultdict(int)
+    for state, _, status in runs:
+        if state == "finished" and not status["resumed_at"]:
+            begin, end = (datetime.datetime.fromisoformat(status[key]) for key in ("start", "end"))
+            for kind in alike(status["script"], status["args"]):
+                seconds[kind] += (end - begin).total_seconds()
+                steps[kind] += status["total_timesteps"]
+    return lambda cell: next(
+        (seconds[k] / steps[k] for k in alike(os.path.basename(cell.script), asdict(cell.args)) if k in steps), None
+    )
+
+
+def estimate(cells, runs):
+    """Core-seconds that these cells will take, judged by the finished runs; None where there are none."""
+    per_step = seconds_per_step(runs)
+    seconds = [(s := per_step(cell)) and s * cell.args.total_timesteps for cell in cells]
+    return None if None in seconds else sum(seconds)
+
+
+def duration(seconds):
+    if seconds is None:
+        return "unknown"
+    minutes = round(seconds / 60)
+    return (
+        f"{seconds / 3600:,.0f} h"
+        if minutes >= 600
+        else f"{minutes // 60} h {minutes % 60} min"
+        if minutes >= 60
+        else (f"{minutes} min" if minutes else f"{seconds:.0f} s")
+    )
+
+
+# ---- here, N at a time -------------------------------------------------------------------------------------
+
+
+class Local:
+    """Runs of cells, so many at a time, each a process with one thread.
+
+    Ctrl-C, SIGTERM and SIGUSR1 let each run write a checkpoint and end; a second Ctrl-C kills them.
+    """
+
+    def __init__(self, cells, done, number):
+        self.cells, self.number = cells, number
+        self.done = [done[key] for key in cells if key in done]  # the runs that the time left is judged by
+        self.count = Counter(state for state, _, _ in self.done if state in DONE)
+        self.pending = deque(cell for key, cell in cells.items() if done.get(key, (None,))[0] not in DONE)
+        self.elsewhere, self.running = deque(), {}
+        self.stop, self.stopping, self.start = None, False, time.time()
+        try:
+            os.makedirs("runs", exist_ok=True)
+            self.claims = open("runs/.sweep.lock", "a+b")  # noqa: SIM115
+        except OSError as error:
+            fail(f"the runs can't be written here: {error}")
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(signum, self.on_signal)
+        self.bar = tqdm(
+            total=len(cells), initial=sum(self.count.values()), file=sys.stdout, disable=not sys.stdout.isatty(),
+            bar_format="{n}/{total} runs |{bar:20}| {elapsed}{postfix}",
+        )  # fmt: skip
+
+    def on_signal(self, signum, frame):
+        if self.stop is not None and signum == signal.SIGINT:
+            for process in self.running:
+                process.kill()
+            os._exit(128 + signum)
+        self.stop = signum
+
+    def stop_runs(self):
+        self.stopping = True
+        name = signal.Signals(self.stop).name
+        self.say(f"{name}: {len(self.running)} runs write a checkpoint and end; Ctrl-C again kills them")
+        for process in self.running:
+            process.send_signal(signal.SIGTERM)
+
+    def claim(self, cell):
+        """Keep other sweeps in this folder from starting the same cell; whether this one has it now.
+
+        A byte of one file is locked for each cell, until this process ends.
+        """
+        byte = int(hashlib.sha1(cell.key.encode()).hexdigest()[:15], 16)
+        try:
+            fcntl.lockf(self.claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+        except BlockingIOError:
+            return False
+        except OSError:  # a cluster's file system may have no locks
+            pass
+        return True
+
+    def say(self, text):
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def begin(self, cell):
+        """Start a cell's run, unless another process has it under way or has ended it."""
+        mine = self.claim(cell)
+        state, folder, status = find_run(cell)  # after the claim: whoever had it before has ended
+        if state in DONE:
+            return self.note(cell, state, folder, status, None)
+        if not mine or state == "running":
+            return self.elsewhere.append((time.time(), cell))
+        errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        process = subprocess.Popen(
+            [sys.executable, cell.script, *cell.flags(), "--resume", "auto"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,  # Ctrl-C comes through on_signal alone
+        )  # fmt: skip
+        self.running[process] = cell, errors, time.time()
+
+    def end(self, process):
+        cell, errors, start = self.running.pop(process)
+        code = process.returncode
+        state = {0: "finished", DIVERGED: "diverged", INTERRUPTED: "interrupted"}.get(code, "failed")
+        if self.stop is not None and code == -signal.SIGTERM:  # before it could begin
+            state = "interrupted"
+        with errors:
+            errors.seek(0)
+            lines = errors.read().strip().splitlines()
+        if code < 0 and state == "failed":
+            lines.append(f"killed by {signal.Signals(-code).name}" + ", out of memory?" * (code == -signal.SIGKILL))
+        _, folder, status = find_run(cell)
+        self.note(cell, state, folder, status, time.time() - start, lines)
+
+    def note(self, cell, state, folder, status, seconds, lines=()):
+        """Count a run that has ended, and say so."""
+        self.count[state] += 1
+        if state in DONE:
+            self.done.append((state, folder, status))
+            self.bar.update(1)
+        text = f"{cell}: {state}"
+        if status is not None and status["return"] is not None:
+            text += f", return {status['return']:.1f}"
+        if seconds is not None:
+            text += f", {duration(seconds)}"
+        if state == "failed":
+            text += f"; {shlex.join([os.path.basename(cell.script), *cell.flags()])}"
+        self.say(f"[{sum(self.count[s] for s in DONE)}/{len(self.cells)}] {text}")
+        for line in lines if state == "failed" else [line for line in lines if line.startswith("warning")]:
+            self.say(f"    {line}")
+
+    def summary(self):
+        count = self.count + Counter({"running": len(self.running), "running elsewhere": len(self.elsewhere)})
+        return ", ".join(f"{n} {state}" for state, n in count.items() if n and state != "finished") or "all finished"
+
+    def left(self):
+        """Seconds until the end, judged by the runs that have ended; None before the first."""
+        now, running = time.time(), list(self.running.values())
+        todo = [*self.pending, *(cell for cell, _, _ in running), *(cell for _, cell in self.elsewhere)]
+        seconds = estimate(todo, self.done)
+        return seconds and max(0.0, seconds - sum(now - start for _, _, start in running)) / self.number
+
+    def run(self):
+        """Run all; return the exit status."""
+        last = time.time()
+        while self.running or (self.stop is None and (self.pending or self.elsewhere)):
+            while self.stop is None and self.pending and len(self.running) < self.number:
+                self.begin(self.pending.popleft())
+            if self.elsewhere and time.time() - self.elsewhere[0][0] > 2:
+                self.pending.append(self.elsewhere.popleft()[1])
+            if self.stop is not None and not self.stopping:
+                self.stop_runs()
+            time.sleep(0.1)
+            for process in [p for p in self.running if p.poll() is not None]:
+                self.end(process)
+            if time.time() - last >= (60 if self.bar.disable else 1):
+                last = time.time()
+                left = f"{self.summary()}; {duration(self.left())} left"
+                self.say(left) if self.bar.disable else self.bar.set_postfix_str(left)
+        self.bar.close()
+        not_begun = len(self.pending) + len(self.elsewhere)
+        count = ", ".join(f"{n} {state}" for state, n in (self.count + Counter({"not begun": not_begun})).items())
+        print(f"{len(self.cells)} runs: {count}; {duration(time.time() - self.start)}", flush=True)
+        if self.stop is not None:
+            print("the same command goes on from here", flush=True)
+            return INTERRUPTED
+        return 1 if self.count["failed"] else INTERRUPTED if self.count["interrupted"] else 0
+
+
+# ---- on SLURM ----------------------------------------------------------------------------------------------
+
+
+def slurm(*command):
+    """The output of a SLURM command; ends the program with its complaint."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        fail(f"--slurm: there is no {command[0]} here; run this where SLURM is, or use --local")
+    if done.returncode:
+        fail(f"--slurm: {shlex.join(command)} says: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def queued():
+    """The keys of the cells that wait or run in SLURM's queue, from what was submitted in this folder."""
+    submitted = [json.loads(line) for path in Path("slurm").glob("*/jobs") for line in path.read_text().splitlines()]
+    if not submitted or shutil.which("squeue") is None:
+        return set()
+    queue = {tuple(line.split("_")) for line in slurm("squeue", "--me", "-h", "-r", "-o", "%F_%K").splitlines()}
+    keys = set()
+    for job in submitted:
+        elements = [int(k) for f, k in queue if f == job["id"]]
+        if elements:
+            cells = list(read_cells([job["cells"]]))
+            for k in elements:
+                first = (job["offset"] + k) * job["runs_per_task"]
+                keys.update(cells[first : first + job["runs_per_task"]])
+    return keys
+
+
+def submit(cells, args):
+    """Submit the cells as job arrays, as few as the site's limit allows, and say where things are."""
+    config = slurm("scontrol", "show", "config")
+    limit = int(next(line.split("=")[1] for line in config.splitlines() if line.startswith("MaxArraySize")))
+    folder = Path("slurm", datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S"))
+    try:
+        folder.mkdir(parents=True)
+        write_cells(folder / "cells.toml", cells)
+    except OSError as error:
+        fail(f"--slurm: {error}")
+    elements = -(-len(cells) // args.runs_per_task)
+    for offset in range(0, elements, limit):
+        id = slurm(
+            "sbatch", "--parsable", f"--array=0-{min(limit, elements - offset) - 1}", f"--output={folder}/%A_%a.log",
+            f"--time={args.time}", f"--mem={args.mem}", f"--cpus-per-task={args.cpus_per_task}",
+            *shlex.split(args.sbatch), str(ROOT / "scripts/sweep.sbatch"), sys.executable, __file__,
+            str(folder / "cells.toml"), str(offset), str(args.runs_per_task), str(args.cpus_per_task),
+        ).strip().split(";")[0]  # fmt: skip
+        job = {"id": id, "cells": str(folder / "cells.toml"), "offset": offset, "runs_per_task": args.runs_per_task}
+        with open(folder / "jobs", "a") as file:
+            file.write(json.dumps(job) + "\n")
+        print(f"job {id}: {min(limit, elements - offset)} elements of {args.runs_per_task} runs, in {folder}")
+
+
+# ---- the command line --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Sweep:
+    grids: tyro.conf.Positional[tuple[str, ...]] = ()
+    """grid files, or names of those in scripts/grids"""
+    local: int | None = None
+    """runs at a time on this machine, one thread each; left out, as many as it has cores"""
+    dry_run: bool = False
+    """list the cells with their states and commands, and run nothing"""
+    slurm: bool = False
+    """submit to SLURM, as job arrays, what is neither done nor queued"""
+    time: str = "03:00:00"
+    """SLURM: time limit of an element; two minutes before it the runs write checkpoints and the element is requeued"""
+    mem: str = "2G"
+    """SLURM: memory of an element"""
+    runs_per_task: int = 1
+    """SLURM: runs of an element, for sites that allow few jobs"""
+    cpus_per_task: int = 1
+    """SLURM: how many of them at a time"""
+    sbatch: str = ""
+    """SLURM: more flags for sbatch, as --sbatch="--partition=main --account=mine" """
+    cells: tuple[int, int] | None = None
+    """first and last + 1 of the grid's cells to take; the rest is left"""
+    agent: tuple[str, ...] = ()
+    """ppo, a2c or paths of scripts; and all flags of theirs, each with any number of values:"""
+
+
+def sweep_flags():
+    """The flags of the agents, each for several values: [(name, type, default), ...]."""
+    found = {f.name: f.type for name in ("ppo", "a2c") for f in fields(load_agent(name).Args) if f.name != "resume"}
+    return [(n, Annotated[tuple[t, ...], tyro.conf.arg(help="the agents' flag")], ()) for n, t in found.items()]
+
+
+def check(args):
+    for name in ("local", "runs_per_task", "cpus_per_task"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            fail(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if args.slurm and args.local is not None:
+        fail(f"--local {args.local}: the runs go here or to SLURM, not both; with --slurm, see --cpus-per-task")
+    if not args.slurm:
+        for name in ("time", "mem", "runs_per_task", "cpus_per_task", "sbatch"):
+            if getattr(args, name) != getattr(Sweep, name):
+                fail(f"--{name.replace('_', '-')} {getattr(args, name)}: is for --slurm, which is missing")
+
+
+def main():
+    args = parse_args(make_dataclass("Args", sweep_flags(), bases=(Sweep,)))
+    check(args)
+    given = {name: list(getattr(args, name)) for name, _, _ in sweep_flags() if getattr(args, name)}
+    given |= {"agent": list(args.agent)} if args.agent else {}
+    if not args.grids and not given:
+        known = ", ".join(sorted(path.stem for path in (ROOT / "scripts/grids").glob("*.toml")))
+        fail(f"an empty grid: name a grid file ({known}), or give --agent, --env-id, --optimizer, --seed, ...")
+    cells = read_cells(args.grids, given)
+    if args.cells is not None:
+        cells = dict(list(cells.items())[slice(*args.cells)])
+    for env_id in sorted({cell.args.env_id for cell in cells.values()}):
+        make_env(next(cell.args for cell in cells.values() if cell.args.env_id == env_id)).close()
+
+    every = find_runs()
+    runs = {key: every[key] for key in cells if key in every}
+    in_queue = queued() if args.slurm or args.dry_run else set()
+    state = {key: "queued" if key in in_queue else runs.get(key, ("not begun",))[0] for key in cells}
+    state |= {key: run[0] for key, run in runs.items() if run[0] in DONE}
+    left = {key: cell for key, cell in cells.items() if state[key] not in DONE}
+    counts = ", ".join(f"{n} {s}" for s, n in Counter(state.values()).most_common())
+    seconds = estimate(left.values(), every.values())
+    about = f"about {duration(seconds)} on one core" if seconds is not None else "how long is known after the first run"
+    if args.dry_run:
+        for key, cell in cells.items():
+            print(f"{state[key]:<11} {shlex.join([os.path.relpath(cell.script), *cell.flags()])}")
+    print(f"{len(cells)} runs: {counts}" + f"; left: {about}" * bool(left), flush=True)
+    if args.dry_run or not left:
+        return 0
+    if args.slurm:
+        left = [cell for key, cell in left.items() if state[key] not in ("queued", "running")]
+        return submit(left, args) if left else print("nothing to submit")
+    return Local(cells, runs, args.local or len(os.sched_getaffinity(0))).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

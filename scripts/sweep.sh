@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Run a grid of agents, environments, optimizers, step sizes and seeds, here or on SLURM; --help says all:
+#   scripts/sweep.sh quick                         # scripts/grids/quick.toml, a run on each core
+#   scripts/sweep.sh performance --slurm --time 12:00:00 --sbatch="--account=def-someone"
+set -euo pipefail
+here=$(cd "$(dirname "$0")/.." && pwd)
+where=$PWD
+cd "$here"
+. scripts/venv.sh requirements.txt
+cd "$where" # the runs lie in runs/ where the command is given
+exec python "$here/scripts/sweep.py" "$@"

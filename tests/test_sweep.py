@@ -1,0 +1,327 @@
+"""A sweep runs each cell of its grid once, whatever stops it, here and on SLURM."""
+
+import dataclasses
+import glob
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import yaml
+from conftest import ROOT
+from test_runs import ENVIRONMENT, outcome, status, wait_for
+
+import hesscale_run
+from hesscale_utils import parse_args
+
+sys.path.append(str(ROOT / "scripts"))
+import sweep
+
+DRIFT = "--env-id toy_envs:Drift-v0 --num-steps 128 --checkpoint-interval 1024 --save-model True".split()
+
+
+def command(*flags):
+    return [sys.executable, str(ROOT / "scripts/sweep.py"), *map(str, flags)]
+
+
+def start(cwd, *flags):
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command(*flags), cwd=cwd, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+
+
+def run(cwd, *flags):
+    """Run a sweep to its end; return its exit status, output and errors."""
+    process = start(cwd, *flags)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def runs(cwd):
+    """The states of the runs in a folder, {folder: state}."""
+    return {f: s["state"] for f in glob.glob(f"{cwd}/runs/*") if (s := hesscale_run.read_status(f))}
+
+
+def outcomes(cwd):
+    """What came of each finished run, {key: outcome}."""
+    finished = [folder for folder, state in runs(cwd).items() if state == "finished"]
+    keys = [sweep.identity(status(f)["script"], status(f)["args"]) for f in finished]
+    assert len(set(keys)) == len(keys), "a cell was run twice"
+    return {key: outcome(folder) for key, folder in zip(keys, finished, strict=True)}
+
+
+# ---- the grid ----------------------------------------------------------------------------------------------
+
+
+def test_a_grid_is_every_combination_and_the_first_seeds_come_first():
+    cells = list(sweep.read_cells([], {"agent": ["ppo", "a2c"], "seed": [3, 1], "optimizer": ["adam", "sgd"]}).values())
+    what = [(sweep.agent_name(c.script), c.args.seed, c.args.optimizer, c.args.learning_rate) for c in cells]
+    ppo, a2c = (sweep.load_agent(name).LEARNING_RATES for name in ("ppo", "a2c"))
+    assert what == [
+        (agent, seed, optimizer, rates[optimizer])
+        for agent, rates in (("ppo", ppo), ("a2c", a2c))
+        for seed, optimizer in itertools.product((3, 1), ("adam", "sgd"))
+    ]
+
+
+def test_the_papers_grids_are_9000_runs():
+    performance, robustness = sweep.read_cells(["performance"]), sweep.read_cells(["robustness"])
+    both = sweep.read_cells(["performance", "robustness"])
+    assert (len(performance), len(robustness), len(both)) == (5400, 7200, 9000)
+    assert both.keys() == performance.keys() | robustness.keys()
+    values = lambda name: {getattr(cell.args, name) for cell in both.values()}  # noqa: E731
+    assert [len(values(name)) for name in ("env_id", "optimizer", "learning_rate", "seed")] == [10, 5, 9, 10]
+    steps = {
+        (sweep.agent_name(c.script), c.args.env_id.startswith("Humanoid"), c.args.total_timesteps)
+        for c in both.values()
+    }
+    assert steps == {("ppo", a, 10**6) for a in (True, False)} | {("a2c", True, 10**7), ("a2c", False, 2 * 10**6)}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts/grids").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_grid_that_comes_along_can_be_run(path):
+    assert sweep.read_cells([path.stem]).keys() == sweep.read_cells([str(path)]).keys() != set()
+
+
+def test_flags_replace_the_files_values():
+    cells = sweep.read_cells(["quick"], {"seed": [7], "num_envs": [1, 2]}).values()
+    assert len(cells) == 8 and {(cell.args.seed, cell.args.num_envs) for cell in cells} == {(7, 1), (7, 2)}
+
+
+UNUSUAL = {
+    "norm_obs": [False], "norm_adv": [True, False], "max_grad_norm": [0.5], "learning_rate": [1], "track": [True],
+    "wandb_entity": ["a b's"], "env_id": ["toy_envs:Drift-v0", "Hopper-v4"], "save_model": [True], "delta": [1e-5],
+}  # fmt: skip
+
+
+def test_a_cells_command_line_gives_the_cells_arguments(monkeypatch):
+    for cell in sweep.read_cells([], UNUSUAL | {"agent": ["ppo"]}).values():
+        monkeypatch.setattr(sys, "argv", ["ppo_hesscale.py", *cell.flags()])
+        assert parse_args(sweep.load_agent("ppo").Args) == cell.args
+
+
+def test_written_cells_are_read_as_they_were(tmp_path):
+    cells = sweep.read_cells([], UNUSUAL | {"agent": ["ppo"]})
+    sweep.write_cells(tmp_path / "cells.toml", cells.values())
+    again = sweep.read_cells([str(tmp_path / "cells.toml")])
+    assert [cell.args for cell in again.values()] == [cell.args for cell in cells.values()] and len(again) == 4
+
+
+GRID = "[[grid]]\nagent = 'ppo'\n"
+
+
+@pytest.mark.parametrize(
+    "grid, flags, message",
+    [
+        ("", "", "error: an empty grid: name a grid file (performance, quick, "),
+        ("", "nothing", "nothing: there is no such grid file; name a TOML file or one of performance, quick, "),
+        ("", "--env-id Hopper-v4", "--agent is missing: name ppo, a2c or the path of a script"),
+        ("", "--agent dqn", "--agent dqn: choose ppo, a2c or the path of a script"),
+        ("", "--agent ../conftest.py", "--agent ../conftest.py: choose ppo, a2c or the path"),
+        ("", "--agent hesscale_core.py", "hesscale_core.py: the script has no Args and LEARNING_RATES"),
+        ("", "--agent ppo --optimizer adan", "--optimizer adan: choose one of sgd, adam, "),
+        ("", "--agent ppo --env-id Hoper-v4", "--env-id Hoper-v4: Environment `Hoper` doesn't exist"),
+        ("", "--agent ppo --seed 1 2 1", "--seed 1 2 1: names a value twice"),
+        ("", "--agent ppo --seed one", "(see sweep.py --help)"),
+        ("", "--agent ppo --learning-rate 0.1 -1", "--learning-rate -1.0: must be a number above 0"),
+        ("", "--agent ppo a2c --clip-coef 0.1", "--clip-coef: is not a flag that a sweep of a2c_hesscale.py can have"),
+        ("", "--agent ppo --num-minibatches 32 33", "--num-minibatches 33: must divide the batch"),
+        ("", "--agent ppo --checkpoint-interval 1 2", "has two values of checkpoint_interval, which do not make two"),
+        ("", "--agent ppo --local 0", "--local 0: must be at least 1"),
+        ("", "--agent ppo --local 2 --slurm", "--local 2: the runs go here or to SLURM, not both"),
+        ("", "--agent ppo --runs-per-task 4", "--runs-per-task 4: is for --slurm, which is missing"),
+        (GRID + "seed = []", "grid.toml", "grid.toml: --seed has no values"),
+        (GRID + "seeds = [1]", "grid.toml", "grid.toml: --seeds: is not a flag that a sweep of ppo_hesscale.py can"),
+        (GRID + "resume = 'auto'", "grid.toml", "grid.toml: --resume: is not a flag that a sweep of"),
+        (GRID + "seed = [1, '2']", "grid.toml", "grid.toml: --seed '2': must be of type int"),
+        (GRID + "norm_obs = 1", "grid.toml", "grid.toml: --norm-obs 1: must be of type bool"),
+        ("agent = 'ppo'", "grid.toml", "grid.toml: must consist of [[grid]] tables, not of agent"),
+        ("[grid]\nagent = 'ppo'", "grid.toml", "grid.toml: must consist of [[grid]] tables"),
+        ("[[grid]\n", "grid.toml", "grid.toml: can't be read as TOML"),
+    ],
+)
+def test_a_grid_that_cannot_be_meant_is_one_line(tmp_path, monkeypatch, capsys, grid, flags, message):
+    (tmp_path / "grid.toml").write_text(grid)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *flags.split()])
+    with pytest.raises(SystemExit) as end:
+        sweep.main()
+    assert end.value.code.startswith("error: ") and message in end.value.code and "\n" not in end.value.code
+    assert "".join(capsys.readouterr()) == "" and os.listdir(tmp_path) == ["grid.toml"]
+
+
+# ---- here, N at a time -------------------------------------------------------------------------------------
+
+
+def test_a_sweep_that_is_stopped_and_killed_is_completed_by_the_same_command(tmp_path):
+    """Ctrl-C once, then SIGKILL to all of it; the ends are bit for bit those of a sweep that nothing stopped."""
+    flags = ["--agent", "a2c", *DRIFT, "--optimizer", "adam", "adahesscale", "--seed", 1, 2, "--local", 2]
+    flags += ["--total-timesteps", 16_384]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    code, out, err = run(whole, *flags)
+    assert code == 0 and err == "", err
+    assert "4 runs: 4 finished;" in out.splitlines()[-1]
+
+    begun = lambda n: len(glob.glob(f"{broken}/runs/*/checkpoint.pt")) >= n  # noqa: E731
+    process = start(broken, *flags)
+    wait_for(lambda: begun(1), process)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75 and out.endswith("the same command goes on from here\n")
+    assert "finished" not in runs(broken).values() and "interrupted" in runs(broken).values()
+
+    process = start(broken, *flags)
+    wait_for(lambda: any(status(f)["resumed_at"] for f in runs(broken)), process)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    assert len(children) == 2
+    for pid in [process.pid, *map(int, children)]:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+    code, out, _ = run(broken, *flags)
+    assert code == 0, out
+    assert outcomes(broken) == outcomes(whole) and len(outcomes(whole)) == 4
+    assert len(glob.glob(f"{broken}/runs/*")) == 4  # each went on in its folder
+
+    before = {f: os.stat(f"{f}/status.json").st_mtime_ns for f in runs(broken)}
+    code, out, _ = run(broken, *flags)
+    assert code == 0 and out == "4 runs: 4 finished\n"
+    assert before == {f: os.stat(f"{f}/status.json").st_mtime_ns for f in runs(broken)}
+
+
+def test_what_diverges_is_counted_and_what_fails_is_told_and_tried_again(tmp_path):
+    grid = ["--agent", "a2c", "--env-id", "toy_envs:Shapes-v0", "toy_envs:Raises-v0", "--optimizer", "adam"]
+    grid += ["--learning-rate", "1e-3", "1e30", "--total-timesteps", "640"]
+    code, out, _ = run(tmp_path, *grid, "--local", "2")
+    assert code == 1
+    assert "4 runs: not begun" not in out
+    states = {re.search(r"\] (.*): (\w+)", text).groups() for text in out.splitlines() if text.startswith("[")}
+    where = "a2c toy_envs:{} adam {} seed 1"
+    assert states == {
+        (where.format("Shapes-v0", "0.001"), "finished"),
+        (where.format("Shapes-v0", "1e+30"), "diverged"),
+        (where.format("Raises-v0", "0.001"), "failed"),
+        (where.format("Raises-v0", "1e+30"), "diverged"),
+    }
+    assert "error: --env-id toy_envs:Raises-v0: the environment raised in step" in out
+    code, again, _ = run(tmp_path, *grid)
+    assert code == 1 and "1 finished" in again.splitlines()[-1]
+    assert len([text for text in again.splitlines() if text.startswith("[")]) == 1  # the failed one alone
+
+    code, listed, _ = run(tmp_path, *grid, "--dry-run")
+    assert code == 0
+    assert sorted(text.split()[0] for text in listed.splitlines()[:4]) == ["diverged", "diverged", "failed", "finished"]
+    assert listed.splitlines()[-1].startswith("4 runs: 2 diverged, 1 ")
+
+
+def test_a_listed_command_is_the_cells_own(tmp_path):
+    """What --dry-run lists, typed by hand, is what the sweep then takes for done."""
+    grid = ["--agent", "a2c", *DRIFT, "--optimizer", "adam", "sgd", "--total-timesteps", "640", "--norm-obs", "False"]
+    _, listed, _ = run(tmp_path, *grid, "--dry-run")
+    assert not (tmp_path / "runs").exists()
+    command = listed.splitlines()[0].removeprefix("not begun ").split()
+    assert (
+        subprocess.run([sys.executable, *command], cwd=tmp_path, env=ENVIRONMENT, capture_output=True).returncode == 0
+    )
+    _, listed, _ = run(tmp_path, *grid, "--dry-run")
+    assert [text.split("  ")[0] for text in listed.splitlines()[:2]] == ["finished", "not begun"]
+    assert "2 runs: 1 finished, 1 not begun; left: about" in listed
+
+
+def test_two_sweeps_in_a_folder_share_the_work(tmp_path):
+    flags = ["--agent", "a2c", *DRIFT, "--seed", "1", "2", "3", "4", "--total-timesteps", "5120", "--local", "1"]
+    both = [start(tmp_path, *flags) for _ in range(2)]
+    for process in both:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0 and "4 runs: 4 finished" in out.splitlines()[-1], out + err
+    assert len(outcomes(tmp_path)) == len(glob.glob(f"{tmp_path}/runs/*")) == 4
+
+
+def test_runs_are_one_thread_each_and_no_more_than_asked_for(tmp_path, monkeypatch):
+    script = (ROOT / "a2c_hesscale.py").read_text()
+    told = "import os, sys, time\nprint('warning:', os.environ['OMP_NUM_THREADS'], time.time(), file=sys.stderr)\n"
+    ended = told.replace("import os", "    import os").replace("\nprint", "\n    print")
+    (tmp_path / "own.py").write_text(script.replace('"""\n\nimport os', f'"""\n{told}import os', 1) + ended)
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+    grid = ["--agent", "own.py", "--env-id", "toy_envs:Toggle-v0", "--seed", 1, 2, 3, 4, "--total-timesteps", 5]
+    code, out, err = run(tmp_path, *grid, "--local", "2")
+    assert code == 0, out + err
+    told = re.findall(r"warning: (\d+) ([\d.]+)", out)
+    assert len(told) == 8 and {threads for threads, _ in told} == {"1"}
+    begins_and_ends = sorted((float(at), 1 - 2 * (n % 2)) for n, (_, at) in enumerate(told))
+    assert max(itertools.accumulate(change for _, change in begins_and_ends)) == 2
+
+
+def test_the_time_left_is_judged_by_the_runs_most_alike():
+    (cell,) = sweep.read_cells([], {"agent": ["ppo"], "optimizer": ["adam"], "total_timesteps": [10_000]}).values()
+
+    def ended(env_id, optimizer, seconds, script="ppo_hesscale.py", state="finished", resumed_at=()):
+        args = {"env_id": env_id, "optimizer": optimizer}
+        end = f"2026-01-01T00:{seconds // 60:02}:{seconds % 60:02}+00:00"
+        status = {"script": script, "args": args, "total_timesteps": 1000, "resumed_at": resumed_at}
+        return state, "", status | {"start": "2026-01-01T00:00:00+00:00", "end": end}
+
+    runs = []
+    for run, seconds in [
+        (ended("Hopper-v4", "adam", 1, resumed_at=[500]), None),  # began in another process
+        (ended("Hopper-v4", "adam", 1, state="diverged"), None),
+        (ended("Hopper-v4", "adam", 70, script="a2c_hesscale.py"), 700),
+        (ended("Ant-v4", "sgd", 50), 500),
+        (ended("Ant-v4", "adam", 30), 300),
+        (ended("Hopper-v4", "adam", 10), 100),
+        (ended("Hopper-v4", "adam", 20), 150),
+        (ended("Hopper-v4", "sgd", 60), 150),
+    ]:
+        runs.append(run)
+        assert sweep.estimate([cell], runs) == (seconds and pytest.approx(seconds))
+        assert sweep.estimate([cell] * 3, runs) == (seconds and pytest.approx(3 * seconds))
+    assert [sweep.duration(s) for s in (None, 12, 600, 7260, 1e6)] == [
+        "unknown",
+        "12 s",
+        "10 min",
+        "2 h 1 min",
+        "278 h",
+    ]
+
+
+def test_a_file_system_without_locks_does_without(tmp_path, monkeypatch):
+    def no_locks(*args):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep.signal, "signal", lambda *args: None)
+    local = sweep.Local(sweep.read_cells([], {"agent": ["ppo"]}), {}, 1)
+    monkeypatch.setattr(hesscale_run.fcntl, "flock", no_locks)
+    monkeypatch.setattr(sweep.fcntl, "lockf", no_locks)
+    assert hesscale_run.lock(tmp_path) is not None and local.claim(local.pending[0])
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "runs").touch()
+    code, _, err = run(tmp_path, "--agent", "a2c", "--env-id", "CartPole-v1")
+    assert code == 1 and err.startswith("error: the runs can't be written here: ") and err.count("\n") == 1
+
+
+# ---- W&B ---------------------------------------------------------------------------------------------------
+
+
+def test_the_wandb_sweep_gives_the_agent_command_lines_that_it_reads(monkeypatch):
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    config = yaml.safe_load((ROOT / "scripts/wandb_sweep.yaml").read_text())
+    assert config["method"] == "grid" and config["command"][-2:] == ["--track", "${args}"]
+    axes = {name: axis.get("values", [axis.get("value")]) for name, axis in config["parameters"].items()}
+    for values in itertools.product(*axes.values()):
+        args = {name: {"value": value} for name, value in zip(axes, values, strict=True)}
+        flags = create_sweep_command_args({"args": args})["args"]  # what takes the place of ${args}
+        monkeypatch.setattr(sys, "argv", [config["program"], "--track", *flags])
+        parsed = dataclasses.asdict(parse_args(sweep.load_agent("ppo").Args))
+        assert parsed["track"] and {k.replace("-", "_"): v["value"] for k, v in args.items()}.items() <= parsed.items()
+        if values[-1] != 1:  # a few are enough, for it is slow
+            break
+    robustness = next(t for t in tomllib.loads((ROOT / "scripts/grids/robustness.toml").read_text())["grid"])
+    assert axes["optimizer"] == robustness["optimizer"] and axes["seed"] == robustness["seed"]
