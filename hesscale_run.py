@@ -208,20 +208,24 @@ def load_model(path):
         fail(f"{path}: {what} ({first_sentence(error)})")
 
 
+def folders_like(args):
+    """Glob pattern of the folders that a run with these arguments may have: a study has thousands of others."""
+    name = f"{args.env_id}__{args.exp_name}__{args.optimizer}__{args.seed}__"
+    return f"runs/{glob.escape(name.replace('/', '-'))}*"
+
+
 def find_run(args, learning_rates):
     """The folder of the newest run that has these arguments, is not at its end and has a checkpoint, or None."""
     script, defaults = script_of(args), asdict(type(args)())
     wanted = asdict(args) | {"learning_rate": args.learning_rate or learning_rates.get(args.optimizer)}
-    # only folders of such a name are looked at: a study has thousands
-    name = f"{args.env_id}__{args.exp_name}__{args.optimizer}__{args.seed}__".replace("/", "-")
     found = []
-    for path in Path("runs").glob(f"{glob.escape(name)}*/status.json"):
-        status = read_status(path.parent)
+    for folder in glob.glob(folders_like(args)):
+        status = read_status(folder)
         if status is None or status["state"] in ("finished", "diverged"):
             continue
         same = identity(status["script"], defaults | status["args"]) == identity(script, wanted)
-        if same and list(path.parent.glob("checkpoint*.pt")):
-            found.append((status["start"], str(path.parent)))
+        if same and list(Path(folder).glob("checkpoint*.pt")):
+            found.append((status["start"], folder))
     return max(found)[1] if found else None
 
 

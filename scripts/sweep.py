@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from hesscale_run import DIVERGED, INTERRUPTED, identity, lock, read_status
+from hesscale_run import DIVERGED, INTERRUPTED, folders_like, identity, lock, read_status
 from hesscale_utils import check_args, fail, make_env, parse_args
 
 ABOUT = ("seed", "env_id", "total_timesteps", "optimizer", "learning_rate")
@@ -201,9 +201,7 @@ def find_runs(pattern="runs/*"):
 
 def find_run(cell):
     """The state, folder and status of a cell's run now, from its few folders alone; (None, None, None) without one."""
-    a = cell.args
-    name = f"{a.env_id}__{a.exp_name}__{a.optimizer}__{a.seed}__".replace("/", "-")
-    return find_runs(f"runs/{glob.escape(name)}*").get(cell.key, (None, None, None))
+    return find_runs(folders_like(cell.args)).get(cell.key, (None, None, None))
 
 
 def seconds_per_step(runs):
@@ -234,16 +232,13 @@ def estimate(cells, runs):
 
 
 def duration(seconds):
+    """Seconds in words."""
     if seconds is None:
         return "unknown"
-    minutes = round(seconds / 60)
-    return (
-        f"{seconds / 3600:,.0f} h"
-        if minutes >= 600
-        else f"{minutes // 60} h {minutes % 60} min"
-        if minutes >= 60
-        else (f"{minutes} min" if minutes else f"{seconds:.0f} s")
-    )
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h" if hours >= 10 else f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 # ---- here, N at a time -------------------------------------------------------------------------------------
@@ -359,10 +354,11 @@ class Local:
 
     def left(self):
         """Seconds until the end, judged by the runs that have ended; None before the first."""
-        now, running = time.time(), list(self.running.values())
-        todo = [*self.pending, *(cell for cell, _, _ in running), *(cell for _, cell in self.elsewhere)]
-        seconds = estimate(todo, self.done)
-        return seconds and max(0.0, seconds - sum(now - start for _, _, start in running)) / self.number
+        seconds = estimate([*self.pending, *(cell for _, cell in self.elsewhere)], self.done)
+        running = [(estimate([cell], self.done), time.time() - start) for cell, _, start in self.running.values()]
+        if seconds is None or any(expected is None for expected, _ in running):
+            return None
+        return (seconds + sum(max(0, expected - so_far) for expected, so_far in running)) / self.number
 
     def run(self):
         """Run all; return the exit status."""
@@ -426,7 +422,9 @@ def submit(cells, args):
     """Submit the cells as job arrays, as few as the site's limit allows, and say where things are."""
     config = slurm("scontrol", "show", "config")
     limit = int(next(line.split("=")[1] for line in config.splitlines() if line.startswith("MaxArraySize")))
-    folder = Path("slurm", datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S"))
+    if limit < 1:
+        fail("--slurm: this site allows no job arrays (MaxArraySize 0)")
+    folder = Path("slurm", datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S_%f"))
     try:
         folder.mkdir(parents=True)
         write_cells(folder / "cells.toml", cells)
@@ -434,16 +432,22 @@ def submit(cells, args):
         fail(f"--slurm: {error}")
     elements = -(-len(cells) // args.runs_per_task)
     for offset in range(0, elements, limit):
-        id = slurm(
-            "sbatch", "--parsable", f"--array=0-{min(limit, elements - offset) - 1}", f"--output={folder}/%A_%a.log",
-            f"--time={args.time}", f"--mem={args.mem}", f"--cpus-per-task={args.cpus_per_task}",
-            *shlex.split(args.sbatch), str(ROOT / "scripts/sweep.sbatch"), sys.executable, __file__,
-            str(folder / "cells.toml"), str(offset), str(args.runs_per_task), str(args.cpus_per_task),
-        ).strip().split(";")[0]  # fmt: skip
+        number = min(limit, elements - offset)
+        try:
+            id = slurm(
+                "sbatch", "--parsable", f"--array=0-{number - 1}", f"--output={folder}/%A_%a.log",
+                f"--time={args.time}", f"--mem={args.mem}", f"--cpus-per-task={args.cpus_per_task}",
+                *shlex.split(args.sbatch), str(ROOT / "scripts/sweep.sbatch"), sys.executable, __file__,
+                str(folder / "cells.toml"), str(offset), str(args.runs_per_task), str(args.cpus_per_task),
+            ).strip().split(";")[0]  # fmt: skip
+        except SystemExit:
+            if offset == 0:
+                shutil.rmtree(folder)
+            raise  # what was submitted before stays queued, and the same command submits the rest
         job = {"id": id, "cells": str(folder / "cells.toml"), "offset": offset, "runs_per_task": args.runs_per_task}
         with open(folder / "jobs", "a") as file:
             file.write(json.dumps(job) + "\n")
-        print(f"job {id}: {min(limit, elements - offset)} elements of {args.runs_per_task} runs, in {folder}")
+        print(f"job {id}: {number} elements of {args.runs_per_task} runs, logs in {folder}", flush=True)
 
 
 # ---- the command line --------------------------------------------------------------------------------------

@@ -8,12 +8,14 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 
 import pytest
+import slurm_node
 import yaml
 from conftest import ROOT
-from test_runs import ENVIRONMENT, outcome, status, wait_for
+from test_runs import ENVIRONMENT, line, outcome, status, wait_for
 
 import hesscale_run
 from hesscale_utils import parse_args
@@ -116,8 +118,8 @@ GRID = "[[grid]]\nagent = 'ppo'\n"
 @pytest.mark.parametrize(
     "grid, flags, message",
     [
-        ("", "", "error: an empty grid: name a grid file (performance, quick, "),
-        ("", "nothing", "nothing: there is no such grid file; name a TOML file or one of performance, quick, "),
+        ("", "", "error: an empty grid: name a grid file (a2c_settings, performance, quick, "),
+        ("", "nothing", "nothing: there is no such grid file; name a TOML file or one of a2c_settings, performance, "),
         ("", "--env-id Hopper-v4", "--agent is missing: name ppo, a2c or the path of a script"),
         ("", "--agent dqn", "--agent dqn: choose ppo, a2c or the path of a script"),
         ("", "--agent ../conftest.py", "--agent ../conftest.py: choose ppo, a2c or the path"),
@@ -247,6 +249,7 @@ def test_runs_are_one_thread_each_and_no_more_than_asked_for(tmp_path, monkeypat
     ended = told.replace("import os", "    import os").replace("\nprint", "\n    print")
     (tmp_path / "own.py").write_text(script.replace('"""\n\nimport os', f'"""\n{told}import os', 1) + ended)
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+    monkeypatch.setitem(ENVIRONMENT, "OMP_NUM_THREADS", "7")
     grid = ["--agent", "own.py", "--env-id", "toy_envs:Toggle-v0", "--seed", 1, 2, 3, 4, "--total-timesteps", 5]
     code, out, err = run(tmp_path, *grid, "--local", "2")
     assert code == 0, out + err
@@ -279,13 +282,8 @@ def test_the_time_left_is_judged_by_the_runs_most_alike():
         runs.append(run)
         assert sweep.estimate([cell], runs) == (seconds and pytest.approx(seconds))
         assert sweep.estimate([cell] * 3, runs) == (seconds and pytest.approx(3 * seconds))
-    assert [sweep.duration(s) for s in (None, 12, 600, 7260, 1e6)] == [
-        "unknown",
-        "12 s",
-        "10 min",
-        "2 h 1 min",
-        "278 h",
-    ]
+    words = [sweep.duration(s) for s in (None, 99, 600, 7260, 1e7)]
+    assert words == ["unknown", "99 s", "10 min", "2 h 1 min", "2,777 h"]
 
 
 def test_a_file_system_without_locks_does_without(tmp_path, monkeypatch):
@@ -304,6 +302,85 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "runs").touch()
     code, _, err = run(tmp_path, "--agent", "a2c", "--env-id", "CartPole-v1")
     assert code == 1 and err.startswith("error: the runs can't be written here: ") and err.count("\n") == 1
+
+
+# ---- on SLURM ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """A SLURM of the tests' own, with arrays of three elements at most; a function that runs its commands."""
+    if reason := slurm_node.install():
+        pytest.skip(reason)
+    with slurm_node.slurm(tmp_path_factory.mktemp("slurm"), cpus=2, max_array_size=3) as environment:
+        ENVIRONMENT.update(environment)
+        yield lambda *command: subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True).stdout
+        ENVIRONMENT.pop("SLURM_CONF")
+
+
+def wait_until(condition, seconds=120):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.1)
+
+
+def test_slurm_with_a_requeue_ends_as_the_local_sweep(tmp_path, slurm):
+    """Of four elements in two arrays one is preempted and one comes to its time limit, and both go on."""
+    grid = ["--agent", "a2c", "ppo", "--env-id", "Hopper-v4", "--optimizer", "adam", "scaled-adahesscale"]
+    grid += ["--total-timesteps", 24_576, "--checkpoint-interval", 2048, "--save-model", "True"]
+    here, there = tmp_path / "local", tmp_path / "slurm"
+    here.mkdir(), there.mkdir()
+    assert run(here, *grid, "--local", 2)[0] == 0
+
+    code, out, err = run(there, *grid, "--slurm", "--time", "00:10:00", "--mem", "600M", "--sbatch=--comment='a b'")
+    assert code == 0, err
+    jobs = re.findall(r"job (\d+): (\d) elements of 1 runs, logs in slurm/", out)
+    assert [elements for _, elements in jobs] == ["3", "1"]
+    first = jobs[0][0]
+    assert "Comment=a b" in slurm("scontrol", "show", "job", first)
+    _, out, _ = run(there, *grid, "--slurm", "--mem", "600M")
+    assert "4 runs: 4 queued" in out and "nothing to submit" in out
+
+    begun = lambda: [f for f in runs(there) if glob.glob(f"{f}/checkpoint.pt")]  # noqa: E731
+    wait_until(lambda: len(begun()) == 2)
+    interrupted = begun()
+    slurm("scontrol", "requeue", f"{first}_0")
+    # what SLURM sends when the time limit is near; scancel sends it again and again while other elements are pending
+    slurm("timeout", "2", "scancel", "--signal=USR1", "--batch", f"{first}_1")
+    wait_until(lambda: not slurm("squeue", "-h"))
+    assert outcomes(there) == outcomes(here) and len(outcomes(here)) == 4
+    assert all(status(folder)["resumed_at"] for folder in interrupted), "it was no interruption"
+    for element in (0, 1):
+        (log,) = (path.read_text() for path in there.glob(f"slurm/*/{first}_{element}.log"))
+        assert ": interrupted" in log and "the same command goes on from here" in log and ": finished" in log
+    _, out, _ = run(there, *grid, "--slurm")
+    assert out == "4 runs: 4 finished\n"
+
+
+def test_an_element_can_have_several_runs_and_an_end_in_failure(tmp_path, slurm):
+    grid = ["--agent", "a2c", "--env-id", "toy_envs:Toggle-v0", "toy_envs:Raises-v0", "--seed", 1, 2]
+    grid += ["--total-timesteps", 640]
+    code, out, err = run(tmp_path, *grid, "--slurm", "--runs-per-task", 3, "--cpus-per-task", 2, "--mem", "600M")
+    assert code == 0 and "2 elements of 3 runs" in out, err
+    wait_until(lambda: not slurm("squeue", "-h"))
+    assert sorted(runs(tmp_path).values()) == ["failed", "failed", "finished", "finished"]
+    (log,) = (path.read_text() for path in tmp_path.glob("slurm/*/*_0.log"))
+    assert "3 runs: " in log and "the environment raised in step" in log
+
+
+def test_what_slurm_refuses_is_one_line(tmp_path, slurm, monkeypatch):
+    grid = ["--agent", "a2c", "--env-id", "CartPole-v1", "--slurm"]
+    for flags, message in (
+        (["--sbatch=--partition=nowhere"], "nowhere"),
+        (["--time", "soon"], "Invalid --time specification"),
+        (["--mem", "900T"], "sbatch: error: "),
+    ):
+        code, _, err = run(tmp_path, *grid, *flags)
+        assert code == 1 and message in line(err) and not glob.glob(f"{tmp_path}/slurm/*"), err
+    monkeypatch.setitem(ENVIRONMENT, "PATH", str(tmp_path))
+    code, _, err = run(tmp_path, *grid)
+    assert line(err) == "error: --slurm: there is no scontrol here; run this where SLURM is, or use --local"
 
 
 # ---- W&B ---------------------------------------------------------------------------------------------------
