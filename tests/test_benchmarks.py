@@ -1,6 +1,5 @@
-"""The tools around the agents run, and their tables hold what the runs did."""
+"""The benchmarks run, with and without the peers that they measure against."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -13,43 +12,6 @@ def tool(cwd, *command):
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
     command = [sys.executable, *map(str, command)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-
-
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_a_grid_is_run_once_kept_and_drawn(tmp_path):
-    grid = [ROOT / "experiments/grid.py", "--out", "toy", "--env-ids", "toy_envs:Shapes-v0"]
-    grid += ["--optimizers", "adam", "scaled-adahesscale", "--learning-rates", "1e-3", "1e30", "--seeds", "1", "2"]
-    grid += ["--total-timesteps", "640", "--extra=--num-steps 64", "--jobs", "2"]
-    done = tool(tmp_path, *grid)
-    assert done.returncode == 0, done.stderr
-    table = rows(tmp_path / "toy.csv")
-    assert len(table) == 8
-    state = {(row["optimizer"], row["learning_rate"]): row["state"] for row in table}
-    assert state["adam", "1e30"] == "diverged"  # and is counted, not dropped
-    assert state["scaled-adahesscale", "1e30"] == "finished"  # which is what step-size scaling is for
-    curve = [row for row in rows(tmp_path / "toy_curves.csv") if row["seed"] == "1" and row["optimizer"] == "adam"]
-    assert len(curve) > 5 and all(float(row["return"]) != 0 for row in curve)
-
-    again = tool(tmp_path, *grid)
-    assert "8 done already" in again.stdout
-    assert rows(tmp_path / "toy.csv") == table
-    for what in ("curves", "step-sizes"):
-        done = tool(tmp_path, ROOT / "experiments/plot.py", what, "toy")
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / "toy.png").stat().st_size > 10_000
-        (tmp_path / "toy.png").unlink()
-
-
-def test_a_grid_stops_at_a_run_that_can_not_start(tmp_path):
-    grid = [ROOT / "experiments/grid.py", "--out", "toy", "--env-ids", "Hoper-v4", "--optimizers", "adam"]
-    done = tool(tmp_path, *grid)
-    assert done.returncode != 0
-    assert "error: --env-id Hoper-v4" in done.stderr
-    assert not (tmp_path / "toy.csv").exists()
 
 
 def test_the_minibatch_benchmark_runs(tmp_path):
@@ -93,8 +55,7 @@ def test_bad_input_to_a_benchmark_is_one_line(tmp_path, script, flags, message):
 
 
 @pytest.mark.parametrize(
-    "script",
-    ["scripts/run.sh", "scripts/test.sh", "scripts/venv.sh", "experiments/results.sh", "experiments/step_sizes.sh"],
+    "script", [*ROOT.glob("*/*.sh"), *ROOT.glob("scripts/*.sbatch")], ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_shell_scripts_parse(script):
-    assert subprocess.run(["bash", "-n", ROOT / script]).returncode == 0
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
