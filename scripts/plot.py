@@ -378,9 +378,11 @@ def improvement(*samples, axis=-1):
     Args:
         samples: X's runs in each environment, then Y's, with the runs on the last axis.
     """
-    half = len(samples) // 2
-    signs = [np.sign(x[..., :, None] - y[..., None, :]) for x, y in zip(samples[:half], samples[half:], strict=True)]
-    return sum(np.mean(sign, axis=(-2, -1)) + 1 for sign in signs) / (2 * half)
+    half, total = len(samples) // 2, 0.0
+    for x, y in zip(samples[:half], samples[half:], strict=True):
+        x, y = x[..., :, None], y[..., None, :]
+        total += np.mean(x > y, axis=(-2, -1)) + np.mean(x >= y, axis=(-2, -1))
+    return total / (2 * half)
 
 
 def bootstrap(statistic, samples):
@@ -533,7 +535,7 @@ def aggregate_rows(study, interval):
             if len(of) < len(env_ids):
                 warn(f"aggregate: {agent} {optimizer} has {words(sorted(of))} alone of {words(env_ids)}")
             samples = list(of.values())
-            above = [(sample > thresholds[:, None]).astype(float) for sample in samples]
+            above = [sample > thresholds[:, None] for sample in samples]
             points = [("interquartile mean", "", *bootstrap(interquartile_mean, samples))]
             shares = zip(thresholds, *bootstrap(pooled_mean, above), strict=True)
             points += [("share of runs above", *share) for share in shares]
@@ -650,9 +652,10 @@ def draw_step_sizes(rows):
             if row["diverged"]:
                 number = f"{row['diverged']}/{row['runs']}" * (row["diverged"] < row["runs"])
                 crosses[axis, row["learning_rate"]].append((style["color"], number))
+    numbers = any(number for of in crosses.values() for _, number in of)
     for axis in axes.values():
         axis.set_xscale("log")
-        axis.set_ylim(min(-0.3 if crosses else -0.06, axis.get_ylim()[0]), max(1.06, axis.get_ylim()[1]))
+        axis.set_ylim(min(-0.3 if numbers else -0.1, axis.get_ylim()[0]), max(1.06, axis.get_ylim()[1]))
     for (axis, learning_rate), of in crosses.items():
         for i, (color, number) in enumerate(of):
             place = dict(xy=(learning_rate, 0), textcoords="offset points", color=color, ha="center", va="center")
