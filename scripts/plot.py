@@ -52,8 +52,8 @@ VARIED = ("agent", "env_id", "optimizer", "learning_rate", "seed")  # what the r
 # lighter for greyscale to tell them apart too; a scaled optimizer has its base's in light, dashed and hollow
 STYLES = {
     "sgd": ("SGD", "#000000", "-", "v"),
-    "adam": ("Adam", "#00446B", "-", "o"),
-    "adahessian": ("AdaHessian", "#7D3A66", (0, (6, 1, 1, 1)), "D"),
+    "adam": ("Adam", "#003A5C", "-", "o"),
+    "adahessian": ("AdaHessian", "#94456F", (0, (6, 1, 1, 1)), "D"),
     "adahesscale": ("AdaHesScale", "#D55E00", "-", "s"),
     "adahesscalegn": ("AdaHesScaleGN", "#007F5C", (0, (6, 1, 1, 1, 1, 1)), "^"),
     "scaled-sgd": ("Scaled SGD", "#7F7F7F", (0, (1, 1)), "v"),

@@ -447,8 +447,10 @@ def test_a_run_under_way_is_left_alone(folder, tmp_path):
     held.close()
 
 
-def test_auto_takes_the_newest_run_with_the_same_arguments(folder, tmp_path):
-    older = shutil.copytree(folder, tmp_path / "runs" / "older")
+def test_auto_takes_the_newest_run_with_the_same_arguments(interrupted, tmp_path):
+    name = Path(interrupted[0]).name  # by which such runs are looked for
+    folder = shutil.copytree(interrupted[0], tmp_path / "runs" / name)
+    older = shutil.copytree(folder, tmp_path / "runs" / f"{name}_1")
     s = status(older)
     (older / "status.json").write_text(json.dumps(s | {"start": "2000-01-01T00:00:00+00:00"}))
     code, out, _ = run(tmp_path, "ppo", *DRIFT, "--total-timesteps", 3840, "--seed", 2, "--resume", "auto")
