@@ -1,0 +1,324 @@
+"""Section 4's Figure 2, how far each Hessian diagonal is from the exact one; and the same on the losses of real agents.
+
+    python experiments/approximation_quality.py                   # both parts; --of images or --of rl for one of them
+    python experiments/approximation_quality.py --quick --out /tmp/approximation
+    python experiments/approximation_quality.py --of images --data path/to/mnist
+
+Images: 3 tanh layers of 32 units, which SGD trains on one image at a time; before each step every method's diagonal is
+compared with the exact one. "Kaiming initialization" is read as torch's own of nn.Linear, which comes from
+kaiming_uniform_ and which the authors' networks have: weights and biases uniform in +-1/sqrt(inputs).
+
+RL: on minibatches of agents in training (minibatches.py), the diagonals of the mean over the batch, which an optimizer
+sees, and those of its samples one by one.
+
+An error is the L1 distance to the exact diagonal, summed over layers and averaged over examples; "normalized" divides
+it by HesScale's in the same initialization or run. Intervals are Student's, 95%, over initializations or seeds.
+"""
+
+import diagonals  # first, for it sets the number of threads and sys.path
+
+# isort: split
+
+import csv
+import gzip
+import itertools
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from minibatches import MOMENTS, RunArgs, one_by_one, record
+from scipy.stats import t as students_t  # comes with scikit-learn
+from tqdm import tqdm
+
+from hesscale_core import TanhMLP, cross_entropy_loss
+from hesscale_utils import fail, parse_args
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+CHUNK = 100  # examples of SGD whose parameters are kept, until their diagonals are computed together
+
+
+@dataclass
+class Args(RunArgs):
+    of: str = "both"
+    """which part: images, rl or both"""
+    out: Path = diagonals.ROOT / "results/approximation"
+    """where to: this with _images or _rl and .csv, .png and .pdf, which are overwritten"""
+    initializations: int = 40
+    """how many networks are trained on images"""
+    examples: int = 1000
+    """how many images each of them meets"""
+    learning_rate: float = 0.01
+    """SGD's step size on the images"""
+    samples: int = 50
+    """how many samples of a stochastic method its MC50 averages"""
+
+    def check(self):
+        super().check()
+        if self.of not in ("images", "rl", "both"):
+            fail(f"--of {self.of}: choose images, rl or both")
+        if not 0 < self.learning_rate < math.inf:
+            fail(f"--learning-rate {self.learning_rate}: must be a number above 0")
+        if self.quick:
+            self.initializations, self.examples = 3, 40
+
+
+# ---- images --------------------------------------------------------------------------------------------------
+
+
+def read_idx(path):
+    """The array in a file of MNIST's format: two zeros, type, dimensions, each dimension's size, and bytes."""
+    content = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise ValueError(f"{path.name} is no idx file of bytes")
+    start = 4 + 4 * content[3]
+    return np.frombuffer(content, np.uint8, offset=start).reshape(np.frombuffer(content[4:start], ">u4"))
+
+
+def load_images(folder):
+    """Images [N, pixels] in [0, 1] and labels [N]: scikit-learn's digits, or those of --data."""
+    if folder is None:
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError:
+            fail("the digits come with scikit-learn: pip install scikit-learn, or give other images with --data")
+        images, labels = load_digits(return_X_y=True)
+        return images / 16, labels
+    try:
+        paths = [
+            path for kind in ("images-idx3", "labels-idx1") for path in [*folder.glob(f"*train-{kind}-ubyte*")][:1]
+        ]
+        if len(paths) < 2:
+            raise ValueError("has no train-images-idx3-ubyte and train-labels-idx1-ubyte, as they are or .gz")
+        images, labels = map(read_idx, paths)
+        if not 0 < len(images) == len(labels):
+            raise ValueError(f"{len(images)} images and {len(labels)} labels")
+    except (OSError, EOFError, ValueError, gzip.zlib.error) as error:
+        fail(f"--data {folder}: {error}")
+    return images.reshape(len(images), -1) / 255, labels.astype(np.int64)
+
+
+def make_network(sizes, seed):
+    """A TanhMLP in float64 with torch's Kaiming initialization."""
+    torch.manual_seed(seed)
+    net = TanhMLP(sizes[0], sizes[1:-1], sizes[-1]).double()
+    for layer in net.layers:
+        layer.reset_parameters()
+    return net
+
+
+def sgd_step(net, x, y, learning_rate):
+    """One step of SGD on a batch, and the loss before it."""
+    loss = cross_entropy_loss(net(x), y)
+    net.backward(loss.grad_logits, None)
+    for p in net.parameters():
+        p.data.sub_(p.grad, alpha=learning_rate)
+    return loss.loss
+
+
+def image_errors(images, labels, args):
+    """{method: errors [initializations, layers]}, each the mean over the examples met in training."""
+    rows = []
+    bar = tqdm(range(args.initializations), "initializations", disable=not sys.stderr.isatty())
+    for seed in bar:
+        net = make_network((images.shape[1], 32, 32, 32, int(labels.max()) + 1), seed)
+        rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+        order, of_seed, losses = rng.integers(len(images), size=args.examples), [], []
+        for chunk in np.split(order, range(CHUNK, args.examples, CHUNK)):
+            met = []
+            for i in chunk:
+                met.append([p.detach().clone() for p in net.parameters()])
+                losses.append(sgd_step(net, images[i : i + 1], labels[i : i + 1], args.learning_rate))
+            params = tuple(map(torch.stack, zip(*met, strict=True)))
+            x, y = torch.as_tensor(images[chunk])[:, None], torch.as_tensor(labels[chunk])[:, None]
+            of_seed.append(diagonals.errors(diagonals.CROSS_ENTROPY, params, x, (y,), generator, args.samples))
+        part = len(losses) // 10 + 1
+        bar.set_postfix_str(f"loss {np.mean(losses[:part]):.2f} to {np.mean(losses[-part:]):.2f}")
+        rows.append({m: np.concatenate([e[m] for e in of_seed]).mean(0) for m in of_seed[0]})
+    print(f"images: the last network's loss went from {np.mean(losses[:part]):.2f} to {np.mean(losses[-part:]):.2f}")
+    return {method: np.stack([row[method] for row in rows]) for method in rows[0]}
+
+
+# ---- reinforcement learning ----------------------------------------------------------------------------------
+
+
+def rl_errors(args):
+    """{(agent, env_id, network, moment, batch size): {method: errors [seeds, layers]}}, means over the minibatches."""
+    cells, generator = {}, torch.Generator().manual_seed(0)
+    bar = tqdm(args.runs(), "runs", disable=not sys.stderr.isatty())
+    for name, env_id, seed in bar:
+        bar.set_postfix_str(f"{name} on {env_id}, seed {seed}")
+        for (network, moment), (loss, *batch) in record(name, env_id, seed, args).items():
+            for groups in (one_by_one(*batch), batch):
+                of = diagonals.errors(loss, *groups, generator, args.samples)
+                cell = cells.setdefault((name, env_id, network, moment, groups[1].shape[1]), {})
+                for method, errors in of.items():
+                    cell.setdefault(method, []).append(errors.mean(0))
+    return {key: {method: np.stack(errors) for method, errors in cell.items()} for key, cell in cells.items()}
+
+
+# ---- tables and pictures -------------------------------------------------------------------------------------
+
+
+def interval(values):
+    """Mean and half the width of Student's 95% interval; no width where there is a single value."""
+    n = len(values)
+    half = students_t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    return float(np.mean(values)), float(half)
+
+
+def table(errors, **cell):
+    """Rows of the CSV for {method: errors [n, layers]}: all layers together, and each."""
+    layers = errors["HesScale"].shape[1]
+    rows = []
+    for method, layer in itertools.product(errors, ["all", *range(1, layers + 1)]):
+        of = {m: e.sum(1) if layer == "all" else e[:, layer - 1] for m, e in errors.items()}
+        mean, half = interval(of[method])
+        exact = of["HesScale"].min() <= 1e-9 * of["|diag(H)|"].max()  # at the last layer: nothing to divide by
+        ratio, ratio_half = (math.nan, math.nan) if exact else interval(of[method] / of["HesScale"])
+        row = dict(layer=layer, method=method, error=mean, error_ci=half, normalized=ratio, normalized_ci=ratio_half)
+        rows.append(cell | row | dict(n=len(of[method])))
+    return rows
+
+
+def write_csv(rows, path):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def print_table(title, rows):
+    of = {row["method"]: row for row in rows if row["layer"] == "all"}
+    print(f"\n{title}: L1 error normalized by HesScale's, all layers")
+    for row in sorted((of[method] for method in diagonals.METHODS if method in of), key=lambda row: row["normalized"]):
+        print(f"  {row['method']:<16}{row['normalized']:10.3g} +- {row['normalized_ci']:.2g}")
+    distance = of["HesScaleGN to GGN"]
+    print(
+        f"HesScaleGN's distance to GGN: {distance['error'] / of['|diag(G)|']['error']:.3f} of |diag(G)|, "
+        f"{distance['normalized']:.3g} times HesScale's error"
+    )
+
+
+def save(figure, prefix):
+    for suffix in (".png", ".pdf"):
+        figure.savefig(f"{prefix}{suffix}", dpi=200)
+    plt.close(figure)
+
+
+def plain(axis):
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    axis.set_axisbelow(True)
+
+
+def draw_images(errors, prefix):
+    """Figure 2: (a) all layers, a dot for each initialization; (b) each layer."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    errors = {method: errors[method] for method in diagonals.METHODS}
+    ratios = {m: e.sum(1) / errors["HesScale"].sum(1) for m, e in errors.items()}
+    order = sorted(ratios, key=lambda m: -ratios[m].mean())
+    rng = np.random.default_rng(0)
+    for y, method in enumerate(order):
+        style, ratio = diagonals.METHODS[method], ratios[method]
+        left.scatter(ratio, y + rng.uniform(-0.3, 0.3, len(ratio)), s=5, color=style["color"], alpha=0.35, linewidth=0)
+        left.plot(ratio.mean(), y, **{"markeredgecolor": style["color"], "markersize": 8} | style)
+    left.set_xscale("log")
+    left.set_yticks(range(len(order)), order)
+    left.axvline(1, color="gray", linewidth=0.8, linestyle=":")
+    left.set_xlabel("L1 error, normalized by HesScale's")
+    left.set_title("(a) all layers", fontsize=10)
+    layers = np.arange(1, errors["HesScale"].shape[1] + 1)
+    floor = min(e.mean(0)[:-1].min() for e in errors.values()) / 10
+    for method in order:
+        mean = errors[method].mean(0)
+        style = {"markeredgecolor": diagonals.METHODS[method]["color"], "markersize": 6} | diagonals.METHODS[method]
+        style["markersize"] += 3 * (method == "HesScaleGN")  # GGN lies on it
+        right.plot(layers, np.where(mean < 1e-9 * mean.max(), 0, mean), linewidth=1, label=method, **style)
+    right.set_yscale("symlog", linthresh=floor, linscale=0.5)
+    right.set_ylim(bottom=-floor / 3)
+    top = max(e.mean(0).max() for e in errors.values())
+    right.set_yticks([0, *10.0 ** np.arange(math.ceil(math.log10(floor)) + 1, math.ceil(math.log10(top)) + 1)])
+    right.set_xticks(layers)
+    right.set_xlabel("layer")
+    right.set_ylabel("L1 error")
+    right.set_title("(b) each layer", fontsize=10)
+    figure.legend(*right.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center")
+    for axis in (left, right):
+        plain(axis)
+    save(figure, prefix)
+
+
+def draw_rl(cells, prefix):
+    """A panel for each loss and batch size: of every method a row for each environment, and a dot for each moment."""
+    panels = sorted({(agent, network) for agent, _, network, *_ in cells})
+    sizes = {agent: sorted({key[-1] for key in cells if key[0] == agent}) for agent, _ in panels}
+    figure, axes = plt.subplots(
+        len(panels), 2, figsize=(9, 2.9 * len(panels)), sharey=True, squeeze=False, layout="constrained"
+    )
+    methods = [m for m in diagonals.METHODS if any(m in cell for cell in cells.values())][::-1]
+    env_ids, shades = sorted({key[1] for key in cells}), dict(zip(MOMENTS, (0.35, 0.65, 1.0), strict=True))
+    shapes = dict(zip(env_ids, itertools.cycle("os^Dv"), strict=False))
+    for row, (agent, network) in zip(axes, panels, strict=True):
+        for axis, size in zip(row, sizes[agent], strict=True):
+            for (a, env_id, n, moment, s), cell in cells.items():
+                if (a, n, s) != (agent, network, size):
+                    continue
+                for y, method in enumerate(methods):
+                    ratio = (cell[method].sum(1) / cell["HesScale"].sum(1)).mean()
+                    offset = 0.26 * (1 - env_ids.index(env_id)) if len(env_ids) > 1 else 0
+                    color = diagonals.METHODS[method]["color"]
+                    axis.plot(
+                        ratio,
+                        y + offset,
+                        shapes[env_id],
+                        color=color,
+                        alpha=shades[moment],
+                        markersize=4.5,
+                        markeredgewidth=0,
+                    )
+            axis.set_xscale("log")
+            axis.axvline(1, color="gray", linewidth=0.8, linestyle=":")
+            axis.set_yticks(range(len(methods)), methods, fontsize=8)
+            axis.set_title(
+                f"{agent.upper()}, {network}, {'one sample' if size == 1 else f'batch of {size}'}", fontsize=10
+            )
+            plain(axis)
+    for axis in axes[-1]:
+        axis.set_xlabel("L1 error, normalized by HesScale's")
+    handles = [plt.Line2D([], [], linestyle="", marker=shapes[e], color="black", label=e) for e in env_ids]
+    handles += [
+        plt.Line2D([], [], linestyle="", marker="o", color="black", markeredgewidth=0, alpha=a, label=m)
+        for m, a in shades.items()
+    ]
+    figure.legend(handles=handles, frameon=False, fontsize=8, ncols=len(handles), loc="outside lower center")
+    save(figure, prefix)
+
+
+def main(args):
+    args.check()
+    images = load_images(args.data) if args.of != "rl" else None  # first, for bad data should not wait for the runs
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    if args.of != "rl":
+        errors, prefix = image_errors(*images, args), f"{args.out}_images"
+        rows = table(errors, loss="cross-entropy", data=args.data.name if args.data else "digits", batch=1)
+        write_csv(rows, Path(prefix + ".csv"))
+        print_table("images", rows)
+        draw_images(errors, prefix)
+    if args.of != "images":
+        cells, prefix, rows = rl_errors(args), f"{args.out}_rl", []
+        for (agent, env_id, network, moment, batch), errors in cells.items():
+            cell = table(errors, agent=agent, env_id=env_id, loss=network, moment=moment, batch=batch)
+            print_table(f"{agent} on {env_id}, {network}, {moment}, batch of {batch}", cell)
+            rows += cell
+        write_csv(rows, Path(prefix + ".csv"))
+        draw_rl(cells, prefix)
+
+
+if __name__ == "__main__":
+    main(parse_args(Args))
