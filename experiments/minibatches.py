@@ -49,7 +49,7 @@ class RunArgs:
     """the runs' optimizer"""
     minibatches: int = 16
     """how many minibatches are kept of each moment"""
-    cache: Path = Path("runs/minibatches")
+    cache: Path = Path("minibatches")
     """where the minibatches are kept, so that no run is made twice; to be deleted when the agents change"""
 
     def check(self):
