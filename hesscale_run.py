@@ -145,7 +145,7 @@ def read_status(folder):
     """status.json of a run's folder as a dict; None where there is none that can be read."""
     try:
         status = json.loads(Path(folder, "status.json").read_text())
-        needed = {"state", "script", "args", "versions", "start", "resumed_at"}
+        needed = {"state", "step", "script", "args", "versions", "start", "resumed_at"}
         return status if isinstance(status, dict) and needed <= status.keys() else None
     except (OSError, ValueError):
         return None

@@ -184,7 +184,7 @@ def find_runs(pattern="runs/*"):
     for path in glob.glob(f"{pattern}/status.json"):
         folder = os.path.dirname(path)
         status = read_status(folder)
-        if status is None:
+        if status is None or status["state"] not in STATES:  # half written, or of another version
             continue
         script, state = status["script"], status["state"]
         if script not in defaults:

@@ -3,6 +3,7 @@
 import dataclasses
 import glob
 import itertools
+import json
 import os
 import re
 import signal
@@ -284,6 +285,17 @@ def test_the_time_left_is_judged_by_the_runs_most_alike():
         assert sweep.estimate([cell] * 3, runs) == (seconds and pytest.approx(3 * seconds))
     words = [sweep.duration(s) for s in (None, 99, 600, 7260, 1e7)]
     assert words == ["unknown", "99 s", "10 min", "2 h 1 min", "2,777 h"]
+
+
+def test_a_folder_that_is_no_run_is_passed_over(tmp_path, monkeypatch):
+    whole = {"state": "finished", "step": 1, "script": "ppo_hesscale.py", "args": {}, "versions": {}, "start": ""}
+    whole |= {"resumed_at": []}
+    for i, text in enumerate(["", "[]", "{}", "\0", json.dumps(whole | {"state": "odd"}), json.dumps(whole)]):
+        (tmp_path / f"runs/{i}").mkdir(parents=True)
+        (tmp_path / f"runs/{i}/status.json").write_text(text)
+    (tmp_path / "runs/empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert [folder for _, folder, _ in sweep.find_runs().values()] == ["runs/5"]
 
 
 def test_a_file_system_without_locks_does_without(tmp_path, monkeypatch):
