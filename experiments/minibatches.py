@@ -114,7 +114,10 @@ def run(name, of_run, wanted):
         stack.enter_context(contextlib.chdir(stack.enter_context(tempfile.TemporaryDirectory())))
         stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         stack.enter_context(np.errstate())
-        AGENTS[name].main(of_run)
+        try:
+            AGENTS[name].main(of_run)
+        except FloatingPointError as error:
+            fail(f"--optimizer {of_run.optimizer}: {name} on {of_run.env_id}, seed {of_run.seed}, diverges: {error}")
     for signum, handler in handlers.items():
         signal.signal(signum, handler)
     return kept

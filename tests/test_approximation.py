@@ -412,6 +412,15 @@ def test_what_is_kept_of_an_agent_is_what_its_updates_were_made_of(name):
             assert not torch.equal(now, then)
 
 
+def test_an_agent_that_diverges_is_one_line(monkeypatch):
+    of_run = minibatches.AGENTS["a2c"].Args(env_id="Pendulum-v1", total_timesteps=64, learning_rate=1e30)
+    of_run.optimizer, backward = "sgd", TanhMLP.backward
+    with pytest.raises(SystemExit) as error:
+        minibatches.run("a2c", of_run, set())
+    assert str(error.value).startswith("error: --optimizer sgd: a2c on Pendulum-v1, seed 1, diverges: ")
+    assert TanhMLP.backward == backward
+
+
 def test_a_run_is_recorded_once(tmp_path, monkeypatch):
     args = SimpleNamespace(total_timesteps=2000, optimizer="sgd", minibatches=2, cache=tmp_path / "cache")
     first = minibatches.record("a2c", "Pendulum-v1", 1, args)
