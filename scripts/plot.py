@@ -27,7 +27,6 @@ import time
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +34,7 @@ import matplotlib
 import numpy as np
 import scipy.stats
 import tyro
-from sweep import DONE, ROOT, STATES, agent_name, find_runs, load_agent, read_cells  # and makes the next two known
+from sweep import DONE, STATES, agent_name, defaults, find_runs, rank, read_cells  # and makes the next two known
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
@@ -162,12 +161,6 @@ def describe(runs, limit=20):
 # ---- which runs --------------------------------------------------------------------------------------------
 
 
-@cache
-def defaults(script):
-    """A script's arguments as they are now; None for a script that isn't of this repository."""
-    return asdict(load_agent(script).Args()) if (ROOT / script).is_file() else None
-
-
 def is_sound(status):
     """Whether a status says all that is asked of it; one of a version long gone may not."""
     kinds = {"env_id": str, "optimizer": str, "seed": int, "learning_rate": (int, float), "total_timesteps": int}
@@ -208,7 +201,7 @@ def collect(folders):
     for (script, flags), names in foreign.items():
         warn(f"left out, as runs of another version, for {script} has no {flags} now: {words(names)}")
     for runs in found.values():
-        runs.sort(key=lambda run: (STATES.index(run.state), -run.status["step"], run.status["start"]))
+        runs.sort(key=lambda run: rank(run.state, run.status))
     return found
 
 

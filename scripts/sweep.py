@@ -31,6 +31,7 @@ import time
 import tomllib
 from collections import Counter, defaultdict, deque
 from dataclasses import asdict, dataclass, fields, make_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
 
@@ -96,14 +97,17 @@ def load_agent(name):
 load_agent.known = {}
 
 
+def known_grids():
+    return ", ".join(sorted(path.stem for path in (ROOT / "scripts/grids").glob("*.toml")))
+
+
 def read_grid(name):
     """The [[grid]] tables of a TOML file, or of scripts/grids/{name}.toml, each {flag: list of values}."""
     path = Path(name)
     if not path.is_file():
         path = ROOT / f"scripts/grids/{name}.toml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.toml"))) if path.parent.is_dir() else ""
-        fail(f"{name}: there is no such grid file; name a TOML file or one of {known}")
+        fail(f"{name}: there is no such grid file; name a TOML file or one of {known_grids()}")
     try:
         content = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -178,24 +182,31 @@ def write_cells(path, cells):
 # ---- what is done ------------------------------------------------------------------------------------------
 
 
+@cache
+def defaults(script):
+    """A script's arguments as they are now; None for a script that isn't of this repository."""
+    return asdict(load_agent(script).Args()) if (ROOT / script).is_file() else None
+
+
+def rank(state, status):
+    """Key to sort the runs of a cell by, the one that got furthest first."""
+    return STATES.index(state), -status["step"], status["start"]
+
+
 def find_runs(pattern="runs/*"):
     """The runs in folders that match the pattern, {key: (state, folder, status)}; the best one where two have a key."""
-    runs, defaults = {}, {}
+    runs = {}
     for path in glob.glob(f"{pattern}/status.json"):
         folder = os.path.dirname(path)
         status = read_status(folder)
         if status is None or status["state"] not in STATES:  # half written, or of another version
             continue
         script, state = status["script"], status["state"]
-        if script not in defaults:
-            known = (ROOT / script).is_file()
-            defaults[script] = asdict(load_agent(script).Args()) if known else {}
         if state == "running" and (held := lock(folder)):
             held.close()
             state = "killed"
-        key = identity(script, defaults[script] | status["args"])
-        rank = lambda run: (STATES.index(run[0]), -run[2]["step"], run[2]["start"])  # noqa: E731
-        runs[key] = min(runs.get(key, (state, folder, status)), (state, folder, status), key=rank)
+        key, run = identity(script, (defaults(script) or {}) | status["args"]), (state, folder, status)
+        runs[key] = min(runs.get(key, run), run, key=lambda run: rank(run[0], run[2]))
     return runs
 
 
@@ -499,13 +510,13 @@ def check(args):
 
 
 def main():
-    args = parse_args(make_dataclass("Args", sweep_flags(), bases=(Sweep,)))
+    flags = sweep_flags()
+    args = parse_args(make_dataclass("Args", flags, bases=(Sweep,)))
     check(args)
-    given = {name: list(getattr(args, name)) for name, _, _ in sweep_flags() if getattr(args, name)}
+    given = {name: list(getattr(args, name)) for name, _, _ in flags if getattr(args, name)}
     given |= {"agent": list(args.agent)} if args.agent else {}
     if not args.grids and not given:
-        known = ", ".join(sorted(path.stem for path in (ROOT / "scripts/grids").glob("*.toml")))
-        fail(f"an empty grid: name a grid file ({known}), or give --agent, --env-id, --optimizer, --seed, ...")
+        fail(f"an empty grid: name a grid file ({known_grids()}), or give --agent, --env-id, --optimizer, --seed, ...")
     cells = read_cells(args.grids, given)
     if args.cells is not None:
         cells = dict(list(cells.items())[slice(*args.cells)])

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import plot
+import sweep
 
 from hesscale_core import OPTIMIZERS
 
@@ -36,7 +37,7 @@ def log(folder, episodes, **options):
 
 def make_run(folder, episodes, seed=1, state="finished", step=None, agent="ppo", **args):
     """A run's folder in `folder`, as the agents make it."""
-    module = plot.load_agent(agent)
+    module = sweep.load_agent(agent)
     args = asdict(module.Args()) | {"seed": seed, "env_id": "Hopper-v4", "optimizer": "adam"} | args
     args = {"total_timesteps": TOTAL} | args | {"total_timesteps": args.get("total", TOTAL)}
     args["learning_rate"] = args["learning_rate"] or module.LEARNING_RATES[args["optimizer"]]
