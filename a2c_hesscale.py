@@ -2,50 +2,37 @@
 
     python a2c_hesscale.py --env-id Hopper-v4 --optimizer scaled-adahesscale
 
-Every num_steps steps, the critic and n-step returns turn the rollout [num_steps, num_envs] into returns and
-advantages; the whole of it is one batch that gives the exact gradient and Hessian diagonal of its losses at the
-two networks' outputs (hesscale_core's losses), which backpropagate to every parameter (TanhMLP.backward); and an
-optimizer each for actor and critic makes one update. No step of it runs autograd, but for AdaHessian's.
+Every num_steps steps, the critic and n-step returns turn the rollout [num_steps, num_envs] into returns and advantages.
+All of it is one batch, which gives the exact gradient and Hessian diagonal of its losses at the outputs of actor and
+critic (hesscale_core's losses); backward carries both to every parameter; and each network's own optimizer makes one
+update. But for AdaHessian's, no step runs autograd.
 """
-
-import os
-
-# for layers of 64 units a second thread costs more than it brings; must come before numpy is imported
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gc
 import math
-import random
+import os
 import time
-from collections import defaultdict
+from collections import defaultdict, namedtuple
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
-from hesscale_core import (
-    TanhMLP,
-    gaussian_entropy,
-    gaussian_policy_gradient_loss,
-    hutchinson,
-    make_optimizer,
-    set_derivatives,
-    softmax_entropy,
-    softmax_policy_gradient_loss,
-    value_loss,
-)
-from hesscale_run import Run, execute, get_random_states, load_checkpoint, set_random_states
+from hesscale_core import Gaussian, Softmax, TanhMLP, hutchinson, make_optimizer, policy_gradient_loss, value_loss
+from hesscale_envs import make_envs
+from hesscale_run import Run, get_state, load_checkpoint, seed_everything, start
 from hesscale_utils import (
-    array_functions,
     check_args,
     check_finite,
+    curvature_figures,
     fail,
     from_plain,
-    make_env,
+    limit_threads,
+    make_to_net,
     parse_args,
-    share_negative,
-    to_plain,
+    to_numpy,
 )
 
 LEARNING_RATES = {
@@ -97,9 +84,11 @@ class Args:
     learning_rate: float | None = None
     """the step size; left out, the optimizer's measured default"""
     eps: float = 1e-5
-    """what is added to the square root of the second moment"""
+    """term added to the square root of the second moment"""
     delta: float = 1e-8
     """radius of the trust region of the scaled optimizers (Algorithm 3)"""
+    state_std: bool = False
+    """toggles a network of its own for the Gaussian policy's standard deviation, obs -> 64 tanh -> action"""
     num_envs: int = 1
     """the number of parallel game environments"""
     num_steps: int = 5
@@ -123,16 +112,51 @@ class Args:
 
 
 class Agent(nn.Module):
-    """An actor and a critic; the actor gives a softmax policy's logits or a Gaussian policy's mean [action_dim]."""
+    """A critic, and an actor whose output is a Softmax policy's logits or a Gaussian policy's mean [action_dim].
 
-    def __init__(self, obs_dim, action_dim, discrete):
+    The Gaussian's log_std [action_dim] is a parameter of the actor or, with state_std, the output of a third network.
+    """
+
+    def __init__(self, obs_dim, action_dim, discrete, state_std=False):
         super().__init__()
+        self.discrete, self.state_std, self.to_net = discrete, state_std, to_numpy
         self.critic = TanhMLP(obs_dim, (64, 64), 1, output_gain=1.0)
-        self.actor = TanhMLP(obs_dim, (64, 64), action_dim, output_gain=0.01)
-        self.log_std = None if discrete else nn.Parameter(torch.zeros(action_dim))
+        self.actor = TanhMLP(obs_dim, (64, 64), action_dim, output_gain=0.01, log_std=not (discrete or state_std))
+        if state_std:
+            self.actor_std = TanhMLP(obs_dim, (64,), action_dim, output_gain=0.01)
 
-    def actor_parameters(self):
-        return [*self.actor.parameters(), *([] if self.log_std is None else [self.log_std])]
+    def policy(self, obs):
+        """Return the distribution of the actions, given observations [B, obs_dim]."""
+        if self.discrete:
+            return Softmax(self.actor(obs))
+        return Gaussian(self.actor(obs), self.actor_std(obs) if self.state_std else self.actor.log_std_like(obs))
+
+    def noise(self, rng, *batch):
+        """Draw the noise [*batch, action_dim] that makes actions: a rollout's at once, because that is cheaper."""
+        shape = *batch, self.actor.layers[-1].out_features
+        if self.discrete:
+            return rng.gumbel(size=shape).astype(np.float32)
+        noise = rng.standard_normal(shape, np.float32)
+        return noise if self.state_std else noise * np.exp(to_numpy(self.actor.log_std))
+
+    def act(self, obs, noise):
+        """Return the actions [B, action_dim], or integers [B], that `noise` draws; 0.0 draws the most likely ones."""
+        obs = self.to_net(obs)
+        output = to_numpy(self.actor(obs))
+        if self.discrete:
+            return (output + noise).argmax(-1)  # the largest of logits + Gumbel noise is a sample of the softmax
+        return output + (noise * np.exp(to_numpy(self.actor_std(obs))) if self.state_std else noise)
+
+    def backward(self, pg, v, needs_hess, gauss_newton):
+        """Carry the derivatives of policy loss and value loss from the networks' outputs to every parameter."""
+        if not needs_hess:
+            pg, v = pg._replace(hess=None, hess_log_std=None), v._replace(hess=None)
+        if self.state_std:
+            self.actor.backward(pg.grad, pg.hess, gauss_newton)
+            self.actor_std.backward(pg.grad_log_std, pg.hess_log_std, gauss_newton)
+        else:
+            self.actor.backward(pg.grad, pg.hess, gauss_newton, pg.grad_log_std, pg.hess_log_std)
+        self.critic.backward(v.grad, v.hess, gauss_newton)
 
 
 def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_lambda):
@@ -150,200 +174,157 @@ def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_la
     return advantages
 
 
+# a rollout, flattened: arrays [num_steps * num_envs, ...], and the observations that its steps led to, [N, obs_dim]:
+# one for each environment, then the last one of each truncated episode, whose (step, environment) truncated_at has
+Batch = namedtuple("Batch", "obs actions rewards terminations dones following_obs truncated_at")
+
+
+def rollout(args, agent, envs, next_obs, rng, run):
+    """Act for num_steps in every environment, from observations [num_envs, obs_dim], which become those after it."""
+    # ALGO Logic: Storage setup
+    noise, num_envs = agent.noise(rng, args.num_steps, args.num_envs), args.num_envs
+    obs = np.zeros((args.num_steps, *next_obs.shape), next_obs.dtype)
+    actions = np.zeros(noise.shape[:2], np.int64) if agent.discrete else np.zeros(noise.shape, next_obs.dtype)
+    rewards, terminations, dones = np.zeros((3, *noise.shape[:2]), next_obs.dtype)
+    truncated_at, final_obs = [], []
+
+    for step in range(args.num_steps):
+        run.step += num_envs
+        obs[step] = next_obs
+        actions[step] = agent.act(next_obs, noise[step])
+        for i, env in enumerate(envs):
+            next_obs[i], rewards[step, i], terminated, truncated = env.step(actions[step, i])
+            if terminated or truncated:
+                terminations[step, i], dones[step, i] = terminated, True
+                run.log_episode(run.step, env)
+                if not terminated:
+                    truncated_at.append((step, i))
+                    final_obs.append(next_obs[i : i + 1].copy())
+                next_obs[i] = env.reset()
+    b_obs = obs.reshape(-1, obs.shape[-1])
+    b_actions = actions.reshape(len(b_obs), *actions.shape[2:])
+    return Batch(b_obs, b_actions, rewards, terminations, dones, np.concatenate([next_obs, *final_obs]), truncated_at)
+
+
+def update(args, agent, optimizers, batch, history, global_step):
+    """Optimize the policy and value networks by one step on the whole batch; return the policy before it.
+
+    Appends what is to be logged to the lists of `history`, {name: list}.
+    """
+    # bootstrap values of what followed each step: the next observation or, if the episode was truncated, its last one;
+    # the rollout's own values come from the forward pass that the update goes back through
+    optimizer, num_envs = optimizers["actor"], args.num_envs
+    by_autograd, gauss_newton = optimizer.curvature == "Hutchinson", optimizer.curvature == "HesScaleGN"
+    parameters = [p for o in optimizers.values() for p in o.param_groups[0]["params"]]
+    to_batch = partial(torch.as_tensor, device=parameters[0].device) if by_autograd else agent.to_net
+    following = to_numpy(agent.critic(agent.to_net(batch.following_obs)))[:, 0]
+    b_obs = to_batch(batch.obs)
+    value = agent.critic(b_obs)
+    values = to_numpy(value).reshape(batch.rewards.shape)
+    next_values = np.concatenate([values[1:], following[None, :num_envs]])
+    if batch.truncated_at:
+        next_values[tuple(zip(*batch.truncated_at, strict=True))] = following[num_envs:]
+    rewards, terminations, dones = batch.rewards, batch.terminations, batch.dones
+    advantages = compute_gae(rewards, values, next_values, terminations, dones, args.gamma, args.gae_lambda)
+    returns, advantages = advantages + values, advantages.reshape(-1)
+    if args.norm_adv:
+        advantages = (advantages - advantages.mean()) / (advantages.std(ddof=1) + 1e-8)
+
+    # Policy loss and value loss
+    policy = agent.policy(b_obs)
+    pg = policy_gradient_loss(policy, to_batch(batch.actions), to_batch(advantages), args.ent_coef)
+    v = value_loss(value, to_batch(returns.reshape(-1, 1)))
+    if not math.isfinite(to_numpy(pg.loss + v.loss)):
+        names = dict(observations=batch.obs, actions=pg.log_prob, rewards=batch.rewards, advantages=advantages)
+        check_finite(args, global_step, **names, policy_loss=pg.loss, value_loss=v.loss)
+
+    # their derivatives with respect to every parameter, and a step of each network
+    if by_autograd:
+        hutchinson(pg.loss + v.loss, agent.parameters())  # no parameter is in both
+    else:
+        agent.backward(pg, v, optimizer.needs_hess, gauss_newton)
+    if args.max_grad_norm is not None:
+        nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+    for o in optimizers.values():
+        o.update()
+
+    history["value_loss"].append(float(to_numpy(v.loss)))
+    history["policy_loss"].append(float(to_numpy(pg.loss)))
+    history["values"].append(values.copy())
+    history["returns"].append(returns)
+    history["scales"].append([(o.eta, o.trust_region) for o in optimizers.values()])
+    return policy
+
+
+def record(optimizers, policy, history):
+    """Return the figures to log, by tag: means over the updates in `history`, and the entropy of the last policy."""
+    returns, values = np.concatenate(history["returns"]), np.concatenate(history["values"])
+    figures = {
+        "charts/learning_rate": optimizers["actor"].param_groups[0]["lr"],
+        "losses/value_loss": np.mean(history["value_loss"]),
+        "losses/policy_loss": np.mean(history["policy_loss"]),
+        "losses/entropy": to_numpy(policy.entropy()),
+        "losses/explained_variance": 1 - (returns - values).var() / (returns.var() or np.nan),
+    }
+    return figures | curvature_figures(optimizers, history["scales"])
+
+
 def main(args):
     checkpoint = load_checkpoint(args, LEARNING_RATES)
     check_args(args)
     if args.norm_adv and args.num_envs * args.num_steps < 2:
         fail(f"--num-steps {args.num_steps}: --norm-adv needs a rollout of at least 2 samples")
-    np.seterr(all="ignore")  # an overflow is reported by the optimizer whose update it reaches
+    limit_threads()
+    np.seterr(all="ignore")  # an optimizer reports an overflow that reaches its update
     args.learning_rate = args.learning_rate or LEARNING_RATES[args.optimizer]
     batch_size = args.num_envs * args.num_steps
     num_iterations = args.total_timesteps // batch_size
     run_name = f"{args.env_id}__{args.exp_name}__{args.optimizer}__{args.seed}__{int(time.time())}"
 
-    # seeding
-    random.seed(args.seed)
-    np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
-    torch.backends.cudnn.deterministic = args.torch_deterministic
-    rng = np.random.default_rng(args.seed)
+    # seeding and env setup
+    rng = seed_everything(args.seed, args.torch_deterministic)
+    envs = make_envs(args, run_name)
+    if args.state_std and envs[0].discrete:
+        fail(f"--state-std: {args.env_id} has discrete actions, which have no standard deviation; leave it out")
 
-    # env setup
-    videos = f"videos/{run_name}" if args.capture_video else None
-    envs = [make_env(args, videos if i == 0 else None) for i in range(args.num_envs)]
-    obs_dim, action_dim, discrete = envs[0].obs_dim, envs[0].action_dim, envs[0].discrete
-
-    # agent setup: one optimizer, and so one trust region, for each network
+    # agent setup: one optimizer, and so one trust region, for each network; AdaHessian's derivatives are autograd's
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    agent = Agent(obs_dim, action_dim, discrete).to(device)
-    actor, critic = agent.actor, agent.critic
+    agent = Agent(envs[0].obs_dim, envs[0].action_dim, envs[0].discrete, args.state_std).to(device)
+    agent.to_net = make_to_net(device)
     options = dict(lr=args.learning_rate, eps=args.eps, delta=args.delta)
-    actor_optimizer = make_optimizer(args.optimizer, agent.actor_parameters(), **options)
-    critic_optimizer = make_optimizer(args.optimizer, critic.parameters(), **options)
-    needs_hess, gauss_newton = actor_optimizer.needs_hess, actor_optimizer.gauss_newton
-    if checkpoint is not None:
-        agent.load_state_dict(checkpoint["agent"])
-        actor_optimizer.load_state_dict(checkpoint["actor_optimizer"])
-        critic_optimizer.load_state_dict(checkpoint["critic_optimizer"])
+    by_autograd = "adahessian" in args.optimizer
+    optimizers = {
+        name: make_optimizer(args.optimizer, net.parameters() if by_autograd else [net.flat], **options)
+        for name, net in agent.named_children()
+    }
 
-    # the networks take numpy arrays on the CPU and tensors on a GPU; AdaHessian's update needs autograd's tensors
-    to_net, to_numpy = array_functions(device)
-    by_autograd = actor_optimizer.hutchinson
-    to_batch = (lambda array: torch.as_tensor(array, device=device)) if by_autograd else to_net
+    with Run(args, run_name, checkpoint) as run:
+        step_size = f"step size {args.learning_rate:g}"
+        print(f"{args.optimizer} with {step_size} on {args.env_id}, seed {args.seed}, in {run.folder}")
+        next_obs = start(args, envs, checkpoint, agent, optimizers, rng)
+        updates_per_record = math.ceil(2048 / batch_size)
+        history = defaultdict(list, from_plain(checkpoint["history"]) if checkpoint else {})
+        gc.freeze()  # the collector need not go through what the imports made, again and again
+        for iteration in range(run.step // batch_size + 1, num_iterations + 1):
+            if args.anneal_lr:
+                for optimizer in optimizers.values():
+                    optimizer.param_groups[0]["lr"] = (1 - (iteration - 1) / num_iterations) * args.learning_rate
+            batch = rollout(args, agent, envs, next_obs, rng, run)
+            policy = update(args, agent, optimizers, batch, history, run.step)
 
-    # policy setup: what the actor's output means, and what besides it the policy consists of
-    if discrete:
-        entropy, policy_gradient_loss, log_std = softmax_entropy, softmax_policy_gradient_loss, ()
-    else:
-        entropy, policy_gradient_loss = gaussian_entropy, gaussian_policy_gradient_loss
-        # the array shares the parameter's memory, and so follows it
-        log_std = (agent.log_std if by_autograd else to_net(agent.log_std.detach()),)
+            # record for plotting purposes, as often as PPO
+            if iteration % updates_per_record == 0 or iteration == num_iterations:
+                run.log(run.step, record(optimizers, policy, history) | {"charts/SPS": run.sps(run.step)})
+                history.clear()
+                run.progress(run.step)
+                check_finite(args, run.step, parameters=nn.utils.parameters_to_vector(agent.parameters()))
+            run.checkpoint(run.step, lambda: get_state(agent, optimizers, envs, rng, history=dict(history)))
 
-    run = Run(args, run_name, checkpoint)
-    print(f"{args.optimizer} with step size {args.learning_rate:g} on {args.env_id}, seed {args.seed}, in {run.folder}")
-
-    # ALGO Logic: Storage setup
-    obs = np.zeros((args.num_steps, args.num_envs, obs_dim), np.float32)
-    actions = np.zeros(obs.shape[:2], np.int64) if discrete else np.zeros((*obs.shape[:2], action_dim), np.float32)
-    rewards, terminations, dones = (np.zeros((args.num_steps, args.num_envs), np.float32) for _ in range(3))
-    updates_per_record = -(-2048 // batch_size)  # as often as PPO
-    history = defaultdict(list)  # of the updates since the last record
-
-    def get_state():
-        """What a checkpoint holds besides the run's own."""
-        return {
-            "agent": agent.state_dict(),
-            "actor_optimizer": actor_optimizer.state_dict(),
-            "critic_optimizer": critic_optimizer.state_dict(),
-            "envs": [env.get_state() for env in envs],
-            "random_states": get_random_states(rng),
-            "history": to_plain(dict(history)),
-        }
-
-    # start the game, or go on with it
-    global_step = run.step
-    next_obs = np.stack([env.reset(seed=args.seed + i) for i, env in enumerate(envs)])
-    if checkpoint is not None:
-        states = enumerate(zip(envs, checkpoint["envs"], strict=True))
-        next_obs = np.stack([env.set_state(state, seed=args.seed + global_step + i) for i, (env, state) in states])
-        set_random_states(checkpoint["random_states"], rng)
-        history.update(from_plain(checkpoint["history"]))
-    if unsaved := envs[0].unsaved():
-        print(f"note: {unsaved}, which a checkpoint can't hold: --resume will begin a new episode")
-
-    gc.freeze()  # what the imports made stays: the collector need not go through it again and again
-    for iteration in range(global_step // batch_size + 1, num_iterations + 1):
-        if args.anneal_lr:
-            lr = (1 - (iteration - 1) / num_iterations) * args.learning_rate
-            actor_optimizer.param_groups[0]["lr"] = critic_optimizer.param_groups[0]["lr"] = lr
-
-        # ALGO LOGIC: rollout. The policy's noise is drawn at once, and a step costs one forward pass of the actor
-        if discrete:  # the largest of logits + Gumbel noise is a sample of the softmax
-            noise = rng.gumbel(size=(args.num_steps, args.num_envs, action_dim)).astype(np.float32)
-        else:
-            noise = np.exp(to_numpy(*log_std)) * rng.standard_normal(actions.shape, np.float32)
-        truncated_at, final_obs = [], []
-        for step in range(args.num_steps):
-            global_step += args.num_envs
-            obs[step] = next_obs
-            action = to_numpy(actor(to_net(next_obs))) + noise[step]
-            actions[step] = action.argmax(-1) if discrete else action
-            for i, env in enumerate(envs):
-                next_obs[i], rewards[step, i], terminated, truncated = env.step(actions[step, i])
-                terminations[step, i], dones[step, i] = terminated, terminated or truncated
-                if terminated or truncated:
-                    run.log_episode(global_step, env)
-                    if not terminated:
-                        truncated_at.append((step, i))
-                        final_obs.append(next_obs[i].copy())
-                    next_obs[i] = env.reset()
-
-        # values of what followed each step: the next observation, or where an episode was truncated its own last
-        # one; and of the rollout, by the forward pass that the update goes back through
-        following = to_numpy(critic(to_net(np.concatenate([next_obs, *(o[None] for o in final_obs)]))))[:, 0]
-        b_obs = to_batch(obs.reshape(-1, obs_dim))
-        value = critic(b_obs)
-        values = to_numpy(value).reshape(rewards.shape)
-        next_values = np.concatenate([values[1:], following[None, : args.num_envs]])
-        if truncated_at:
-            next_values[tuple(zip(*truncated_at, strict=True))] = following[args.num_envs :]
-        advantages = compute_gae(rewards, values, next_values, terminations, dones, args.gamma, args.gae_lambda)
-        returns = advantages + values
-
-        # flatten the batch
-        b_actions = to_batch(actions.reshape(-1, *actions.shape[2:]))
-        b_advantages = advantages.reshape(-1)
-        if args.norm_adv:
-            b_advantages = (b_advantages - b_advantages.mean()) / (b_advantages.std(ddof=1) + 1e-8)
-        b_advantages, b_returns = to_batch(b_advantages), to_batch(returns.reshape(-1, 1))
-
-        # Optimizing the policy and value network: each loss, its derivatives at the network's output, and from there
-        # to every parameter
-        output = actor(b_obs)
-        pg = policy_gradient_loss(output, *log_std, b_actions, b_advantages, args.ent_coef)
-        v = value_loss(value, b_returns)
-        if not math.isfinite(to_numpy(pg.loss + v.loss)):
-            rollout = dict(observations=obs, actions=actions, rewards=rewards, advantages=advantages)
-            check_finite(args, global_step, **rollout, policy_loss=pg.loss, value_loss=v.loss)
-        if by_autograd:
-            hutchinson(pg.loss + v.loss, agent.parameters())  # no parameter is in both
-        else:
-            _, grad_output, hess_output, *of_log_std = pg
-            actor.backward(grad_output, hess_output if needs_hess else None, gauss_newton)
-            if not discrete:
-                set_derivatives(agent.log_std, *of_log_std)
-            critic.backward(v.grad_value, v.hess_value if needs_hess else None, gauss_newton)
-        if args.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-        actor_optimizer.update()
-        critic_optimizer.update()
-
-        # record for plotting purposes: means over the updates since the last record
-        for name, quantity in dict(value_loss=v.loss, policy_loss=pg.loss, values=values, returns=returns).items():
-            history[name].append(to_numpy(quantity).copy())
-        history["eta"].append((actor_optimizer.eta, critic_optimizer.eta))
-        history["trust_region"].append((actor_optimizer.trust_region, critic_optimizer.trust_region))
-        if iteration % updates_per_record and iteration < num_iterations:
-            run.checkpoint(global_step, get_state)
-            continue
-        past_returns, past_values = np.concatenate(history["returns"]), np.concatenate(history["values"])
-        run.log(global_step, {
-            "charts/learning_rate": actor_optimizer.param_groups[0]["lr"],
-            "charts/SPS": run.sps(global_step),
-            "losses/value_loss": np.mean(history["value_loss"]),
-            "losses/policy_loss": np.mean(history["policy_loss"]),
-            "losses/entropy": to_numpy(entropy(output, *log_std)),
-            "losses/explained_variance": 1 - (past_returns - past_values).var() / (past_returns.var() or np.nan),
-        })  # fmt: skip
-        if needs_hess:
-            run.log(global_step, {
-                "hesscale/negative_curvature_actor": share_negative(agent.actor_parameters()),
-                "hesscale/negative_curvature_critic": share_negative(critic.parameters()),
-            })  # fmt: skip
-        if actor_optimizer.delta is not None:
-            eta_actor, eta_critic = np.mean(history["eta"], axis=0)
-            half_uHu_actor, half_uHu_critic = np.mean(history["trust_region"], axis=0) / 2
-            run.log(global_step, {
-                "hesscale/eta_actor": eta_actor,
-                "hesscale/eta_critic": eta_critic,
-                "hesscale/trust_region_actor": half_uHu_actor,
-                "hesscale/trust_region_critic": half_uHu_critic,
-            })  # fmt: skip
-        history.clear()
-        run.progress(global_step)
-        check_finite(args, global_step, parameters=nn.utils.parameters_to_vector(agent.parameters()))
-        run.checkpoint(global_step, get_state)
-
-    if args.save_model:
-        run.save_model(agent, envs)
-    for env in envs:
-        env.close()
-    run.end("finished")
-    print(
-        f"{global_step:,} steps at {run.sps(global_step):,} steps/s; "
-        f"mean return of the last {len(run.recent_returns)} episodes {run.mean_return():.1f}"
-    )
+        if args.save_model:
+            run.save_model(agent, envs)
+        for env in envs:
+            env.close()
 
 
 if __name__ == "__main__":
-    execute(main, parse_args(Args))
+    main(parse_args(Args))

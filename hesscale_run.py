@@ -1,7 +1,6 @@
-"""A run on disk: checkpoints and how to go on from them, status.json, logging, progress, and how a run ends."""
+"""A run on disk: checkpoints, resuming from them, status.json, logging, progress, and how a run ends."""
 
 import argparse
-import atexit
 import collections
 import contextlib
 import datetime
@@ -31,34 +30,17 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from hesscale_utils import EnvironmentFailed, fail, from_plain, to_plain
+from hesscale_envs import ActionNotFinite, EnvironmentFailed
+from hesscale_utils import fail, from_plain, to_plain
 
-# exit statuses, besides 0 for a run that is finished
+# exit statuses besides 0, which is for a finished run
 ERROR, DIVERGED, INTERRUPTED = 1, 3, 75  # 75 is EX_TEMPFAIL of sysexits.h: run it again
-
-
-def execute(main, args):
-    """Run main(args); what ends it early becomes one line, a state in status.json and an exit status."""
-    try:
-        return main(args)
-    except FloatingPointError as error:
-        state, status = "diverged", DIVERGED
-        message = str(error)
-    except EnvironmentFailed as error:
-        state, status = "failed", ERROR
-        message = f"--env-id {args.env_id}: {error}"
-    except OSError as error:  # the disk is full, a folder is gone
-        state, status = "failed", ERROR
-        message = f"{error}; what was written before stays"
-    if Run.active is not None:
-        message += Run.active.end(state, message)
-    fail(message, status)
 
 
 # ---- checkpoints -------------------------------------------------------------------------------------------
 
-CHECKPOINT_FORMAT = 1
-# flags that a run may go on with another value of
+CHECKPOINT_FORMAT = 2
+# flags that may differ when a run is resumed
 FREE_FLAGS = (
     "resume",
     "checkpoint_interval",
@@ -70,26 +52,92 @@ FREE_FLAGS = (
 )
 
 
-def get_random_states(rng):
-    """The state of every generator of random numbers: Python's, numpy's old one and `rng`, torch's."""
-    states = {"random": random.getstate(), "numpy": to_plain(np.random.get_state(legacy=False))}
-    states |= {"rng": rng.bit_generator.state, "torch": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {})
+def seed_everything(seed, torch_deterministic):
+    """Seed every random number generator, and return a numpy Generator for the algorithm's own draws.
+
+    Args:
+        seed: seed of Python's, numpy's and torch's global generators and of the returned one.
+        torch_deterministic: whether cuDNN must use deterministic algorithms.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.deterministic = torch_deterministic
+    return np.random.default_rng(seed)
 
 
-def set_random_states(states, rng):
-    random.setstate(states["random"])
-    np.random.set_state(from_plain(states["numpy"]))
-    rng.bit_generator.state = states["rng"]
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+def start(args, envs, checkpoint, agent, optimizers, rng):
+    """Reset all environments or, given a checkpoint, restore everything it holds.
+
+    Prints a note if the environments hold something that a checkpoint can't.
+
+    Args:
+        args: has seed; environment i is reset with seed + i.
+        envs: list of num_envs NormalizedEnv.
+        checkpoint: from load_checkpoint; None for a new run.
+        agent, optimizers, rng: as for get_state.
+
+    Returns:
+        The observations to start from, float32 [num_envs, obs_dim].
+    """
+    next_obs = np.stack([env.reset(seed=args.seed + i) for i, env in enumerate(envs)])
+    if checkpoint is not None:
+        next_obs = set_state(checkpoint, agent, optimizers, envs, rng, args.seed)
+    if unsaved := envs[0].unsaved():
+        print(f"note: {unsaved}, which a checkpoint can't hold: --resume will begin a new episode")
+    return next_obs
+
+
+def get_state(agent, optimizers, envs, rng, **more):
+    """Return everything needed to resume, besides what Run keeps itself, for Run.checkpoint.
+
+    Args:
+        agent: a torch module.
+        optimizers: dict of torch optimizers.
+        envs: list of NormalizedEnv.
+        rng: the numpy Generator of the algorithm's draws.
+        more: further plain data or arrays, which load_checkpoint's result holds as to_plain converts them.
+    """
+    random_states = {"random": random.getstate(), "numpy": to_plain(np.random.get_state(legacy=False))}
+    random_states |= {"rng": rng.bit_generator.state, "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random_states["cuda"] = torch.cuda.get_rng_state_all()
+    return {
+        "agent": agent.state_dict(),
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+        "envs": [env.get_state() for env in envs],
+        "random_states": random_states,
+        **to_plain(more),
+    }
+
+
+def set_state(checkpoint, agent, optimizers, envs, rng, seed):
+    """Restore what get_state returned, and return the observations to continue from, float32 [num_envs, obs_dim].
+
+    Environment i starts a new episode with seed + the checkpoint's step + i if its episode could not be saved.
+    """
+    agent.load_state_dict(checkpoint["agent"])
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict(checkpoint["optimizers"][name])
+    seeds = range(seed + checkpoint["step"], seed + checkpoint["step"] + len(envs))
+    next_obs = [env.set_state(*saved) for env, *saved in zip(envs, checkpoint["envs"], seeds, strict=True)]
+    random_states = checkpoint["random_states"]  # last, for an environment's reset may draw random numbers
+    random.setstate(random_states["random"])
+    np.random.set_state(from_plain(random_states["numpy"]))
+    rng.bit_generator.state = random_states["rng"]
+    torch.set_rng_state(random_states["torch"])
+    if "cuda" in random_states and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(random_states["cuda"])
+    return np.stack(next_obs)
 
 
 def write_atomically(path, content, keep=None):
-    """Write bytes so that `path` holds, at every moment, the old content or the new one whole, on disk.
+    """Write bytes to `path` so that it holds, at every moment, either the old content or all of the new one on disk.
 
-    `keep` is what the old one is renamed to, once the new one is whole; without it, it is replaced.
+    `keep` is the name that the old file gets once the new one is complete; without it, the old file is replaced.
+
+    Raises:
+        OSError: the bytes could not be written. The old content stays.
     """
     temporary = f"{path}.tmp"
     try:
@@ -98,7 +146,7 @@ def write_atomically(path, content, keep=None):
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        Path(temporary).unlink(missing_ok=True)  # a full disk needs the room
+        Path(temporary).unlink(missing_ok=True)  # a full disk needs the space
         raise
     if keep is not None and os.path.exists(path):
         os.replace(path, keep)
@@ -111,15 +159,15 @@ def write_atomically(path, content, keep=None):
 
 
 def read_checkpoint(folder):
-    """The newest whole checkpoint of a run's folder.
+    """Return the newest undamaged checkpoint of a run's folder; warn on stderr if it isn't the newest one.
 
     Raises:
-        ValueError: there is none, with what is wrong with those that there are.
+        ValueError: there is none. The message says how the existing ones are damaged.
     """
     damage = []
     for name in ("checkpoint.pt", "checkpoint_previous.pt"):
         try:
-            with zipfile.ZipFile(f"{folder}/{name}") as file:  # torch.load does not look at the checksums
+            with zipfile.ZipFile(f"{folder}/{name}") as file:  # torch.load does not verify the checksums
                 if file.testzip() is not None:
                     raise zipfile.BadZipFile("wrong checksum")
             checkpoint = torch.load(f"{folder}/{name}", weights_only=True)
@@ -127,7 +175,7 @@ def read_checkpoint(folder):
                 raise ValueError("not a checkpoint of these scripts")
         except FileNotFoundError:
             continue
-        except Exception as error:  # whatever random bytes make zipfile and pickle raise
+        except Exception as error:  # zipfile and pickle raise anything on random bytes
             damage.append(f"{name} is damaged ({first_sentence(error)})")
             continue
         if damage:
@@ -137,12 +185,12 @@ def read_checkpoint(folder):
 
 
 def first_sentence(error):
-    """What an error says, without the advice that follows in torch's."""
+    """Return an exception's type and the first sentence of its message; torch's messages add advice."""
     return re.split(r"\.\s", f"{type(error).__name__}: {error}")[0]
 
 
 def read_status(folder):
-    """status.json of a run's folder as a dict; None where there is none that can be read."""
+    """Return status.json of a run's folder as a dict, or None if the folder has no readable one."""
     try:
         status = json.loads(Path(folder, "status.json").read_text())
         needed = {"state", "step", "script", "args", "versions", "start", "resumed_at"}
@@ -152,9 +200,9 @@ def read_status(folder):
 
 
 def lock(folder):
-    """Hold the lock of a run's folder for as long as the process lives; None where another holds it.
+    """Lock a run's folder until the returned file is closed or the process ends; None if another process holds it.
 
-    So a run that was killed is known: its state is "running", and nobody holds its lock.
+    A killed run is recognized by its lock: its state is "running", and no process holds the lock.
     """
     file = open(f"{folder}/lock", "w")  # noqa: SIM115
     try:
@@ -162,60 +210,88 @@ def lock(folder):
     except BlockingIOError:
         file.close()
         return None
-    except OSError:  # a cluster's file system may have no locks; its runs do without
+    except OSError:  # some clusters' file systems have no locks; runs there do without
         pass
     return file
 
 
 def identity(script, args):
-    """What tells a run from another, as one string: its script's name and its arguments, but for FREE_FLAGS.
+    """Return a string that is equal for equal runs: the script's name and its arguments without FREE_FLAGS.
 
     Args:
         script: the script's name.
-        args: all of the script's arguments as a dict, with the step size that the run has.
+        args: all arguments of the script as a dict, with the run's actual step size rather than None.
     """
     return json.dumps([script, {name: value for name, value in sorted(args.items()) if name not in FREE_FLAGS}])
 
 
 def script_of(args):
-    """The name of the script whose arguments these are."""
+    """Return the file name of the script that defines these arguments."""
     return os.path.basename(sys.modules[type(args).__module__].__file__)
 
 
 def model_of(args, agent, env_states):
-    """What a saved model holds: the agent's state_dict, the normalization of each environment, and what it is for."""
-    statistics = [state["statistics"] for state in env_states]
-    return {"env_id": args.env_id, "norm_obs": args.norm_obs, "agent": agent, "statistics": statistics}
+    """Return what a saved model holds, as plain data and tensors.
+
+    Args:
+        args: has env_id, norm_obs and state_std.
+        agent: the agent's state_dict.
+        env_states: NormalizedEnv.get_state() of each environment.
+    """
+    return {
+        "format": CHECKPOINT_FORMAT,
+        "env_id": args.env_id,
+        "norm_obs": args.norm_obs,
+        "state_std": args.state_std,
+        "agent": agent,
+        "statistics": [state["statistics"] for state in env_states],
+    }
 
 
 def load_model(path):
-    """What --save-model wrote, from its file or its run's folder, or else the same from the folder's checkpoint.
+    """Load what --save-model wrote, or else the same from the newest checkpoint.
 
-    Ends the program with one line where there is neither.
+    Args:
+        path: the saved model's file, or the folder of a run.
+
+    Returns:
+        A dict with env_id, norm_obs, state_std, agent (its state_dict) and statistics (one dict per environment).
+
+    Ends the program with one line if the path holds neither a model nor a checkpoint, or one of another format.
     """
     files = sorted(Path(path).glob("*.pt")) if os.path.isdir(path) else [Path(path)]
     models = [file for file in files if not file.name.startswith("checkpoint")]
     try:
         if models:
             model = torch.load(models[0], weights_only=True)
-            return {key: model[key] for key in ("env_id", "norm_obs", "agent", "statistics")}
-        checkpoint = read_checkpoint(path)
-        return model_of(argparse.Namespace(**checkpoint["args"]), checkpoint["agent"], checkpoint["envs"])
+        else:
+            model = read_checkpoint(path)
+        if (found := model.get("format", 1)) != CHECKPOINT_FORMAT:
+            fail(f"{path}: is in format {found}, this commit reads format {CHECKPOINT_FORMAT}; use its own commit")
+        if not models:
+            args = {"state_std": False} | model["args"]
+            model = model_of(argparse.Namespace(**args), model["agent"], model["envs"])
+        return {key: model[key] for key in ("env_id", "norm_obs", "state_std", "agent", "statistics")}
     except FileNotFoundError:
         fail(f"{path}: there is no such file or folder")
-    except Exception as error:  # whatever random bytes make torch.load raise
-        what = "holds neither a saved model nor a checkpoint" if os.path.isdir(path) else "is not a saved model"
-        fail(f"{path}: {what} ({first_sentence(error)})")
+    except Exception as error:  # torch.load raises anything on random bytes
+        problem = "holds neither a saved model nor a checkpoint" if os.path.isdir(path) else "is not a saved model"
+        fail(f"{path}: {problem} ({first_sentence(error)})")
 
 
 def folders_like(args):
-    """Glob pattern of the folders that a run with these arguments may have: a study has thousands of others."""
+    """Return a glob pattern of the folders that a run with these arguments may have, since a study has thousands."""
     name = f"{args.env_id}__{args.exp_name}__{args.optimizer}__{args.seed}__"
     return f"runs/{glob.escape(name.replace('/', '-'))}*"
 
 
 def find_run(args, learning_rates):
-    """The folder of the newest run that has these arguments, is not at its end and has a checkpoint, or None."""
+    """Return the folder of the newest unfinished run that has these arguments and a checkpoint, or None.
+
+    Args:
+        args: the script's arguments.
+        learning_rates: the default step size of each optimizer.
+    """
     script, defaults = script_of(args), asdict(type(args)())
     wanted = asdict(args) | {"learning_rate": args.learning_rate or learning_rates.get(args.optimizer)}
     found = []
@@ -230,13 +306,13 @@ def find_run(args, learning_rates):
 
 
 def load_checkpoint(args, learning_rates):
-    """Return the checkpoint that --resume asks for, after giving `args` its values; None for a new run.
+    """Return the checkpoint that --resume asks for, and set `args` to its values; return None for a new run.
+
+    Ends the program with one line if the run can't be resumed, or not with these flags.
 
     Args:
         args: the script's arguments.
-        learning_rates: the step size of each optimizer where args has none.
-
-    Ends the program with one line where the run can't go on, or not with these flags.
+        learning_rates: the default step size of each optimizer, for the runs that `--resume auto` looks for.
     """
     if args.resume is None:
         return None
@@ -279,13 +355,13 @@ def load_checkpoint(args, learning_rates):
 
 
 def versions():
-    """The versions that decide what a run does."""
+    """Return the versions of the software that decides a run's results, {name: version}."""
     packages = "torch", "numpy", "gymnasium", "mujoco"
     return {"python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in packages}
 
 
 def commit():
-    """The git commit of these files, with a + where they differ from it; None outside a repository."""
+    """Return the git commit of these files, with a + if they differ from it; None outside a repository."""
     git = ["git", "-C", os.path.dirname(os.path.abspath(__file__))]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
@@ -299,46 +375,123 @@ def commit():
 
 
 class Run:
-    """A run's folder: its event file, its status.json, its checkpoints, its W&B twin if asked for; and its progress.
+    """A run as a context manager: its folder with event file, status.json and checkpoints, its progress and its end.
 
-    SIGTERM, SIGINT and SIGUSR1 let the update under way end, write a checkpoint and end the program with status 75;
-    a second SIGINT ends it at once.
+        with Run(args, run_name, checkpoint) as run:
+            ...  # calls run.log, run.progress and run.checkpoint
+
+    Leaving the block is the only way a run ends; status.json then has one of these states:
+        finished: the block was completed. The checkpoints are removed.
+        diverged: it raised FloatingPointError or ActionNotFinite. The program ends with one line and status 3.
+        interrupted: SIGTERM, SIGINT or SIGUSR1 came, and the next call of run.checkpoint wrote a checkpoint and
+            ended the program with status 75. A second SIGINT ends it at once, with status 130.
+        failed: it raised EnvironmentFailed or OSError, and the program ends with one line and status 1; or it raised
+            anything else, which propagates.
 
     Args:
         args: the script's arguments.
-        name: what the run is called; its folder is runs/{name}, or runs/{name}_1 where that exists already.
-        checkpoint: of the run to go on with, from load_checkpoint; None for a new run.
+        run_name: the folder is runs/{run_name}, or runs/{run_name}_1 and so on if that exists already.
+        checkpoint: from load_checkpoint; None for a new run.
+
+    Attributes:
+        step: environment steps so far.
+        folder: the run's folder.
+        recent_returns: returns of the last 50 episodes.
     """
 
-    active = None
+    def __init__(self, args, run_name, checkpoint=None):
+        self.args, self.run_name, self.resumed = args, run_name, checkpoint is not None
+        self.total_timesteps = args.total_timesteps
+        self.step = self.start_step = self.last_checkpoint = checkpoint["step"] if self.resumed else 0
+        self.recent_returns = collections.deque(checkpoint["recent_returns"] if self.resumed else [], maxlen=50)
+        self.signal = None  # the first signal that came
 
-    def __init__(self, args, name, checkpoint=None):
-        self.signal = None  # before anything on disk says that the run is under way
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(signum, self._on_signal)
-        self.args, self.total_timesteps = args, args.total_timesteps
-        resumed = checkpoint is not None
-        self.step = self.start_step = self.last_checkpoint = checkpoint["step"] if resumed else 0
-        self.recent_returns = collections.deque(checkpoint["recent_returns"] if resumed else [], maxlen=50)
-        self.folder = args.resume if resumed else self._make_folder(name)
-        self.name = os.path.basename(self.folder)
-        self.lock = lock(self.folder)
-        if self.lock is None:
+    def __enter__(self):
+        with contextlib.ExitStack() as cleanup:
+            self._set_handlers(cleanup)  # before status.json says that the run is under way
+            try:
+                self._open(cleanup)
+            except OSError as error:
+                fail(f"{error}; what was written before stays")
+            self._cleanup = cleanup.pop_all()
+        return self
+
+    def __exit__(self, error_type, error, traceback):
+        with self._cleanup:
+            if error is None:
+                try:
+                    self._record_end("finished")
+                except OSError as full_disk:
+                    error = full_disk
+            match error:
+                case None:
+                    speed = f"{self.step:,} steps at {self.sps(self.step):,} steps/s"
+                    returns = f"mean return of the last {len(self.recent_returns)} episodes {self.mean_return():.1f}"
+                    return print(f"{speed}; {returns}")
+                case FloatingPointError():
+                    state, status, message = "diverged", DIVERGED, str(error)
+                case ActionNotFinite():
+                    agent = f"{self.args.optimizer} with step size {self.args.learning_rate:g}"
+                    message = f"{agent}: actions not finite after {self.step:,} steps"
+                    state, status = "diverged", DIVERGED
+                case EnvironmentFailed():
+                    state, status, message = "failed", ERROR, f"--env-id {self.args.env_id}: {error}"
+                case OSError():  # the disk is full, or a folder was removed
+                    state, status, message = "failed", ERROR, f"{error}; what was written before stays"
+                case SystemExit(code=code) if code == INTERRUPTED:
+                    state, status, message = "interrupted", INTERRUPTED, f"by {signal.Signals(self.signal).name}"
+                case _:
+                    state, status, message = "failed", None, f"{error_type.__name__}: {error}"
+            with contextlib.suppress(OSError):  # a full disk, which is being reported already
+                self._record_end(state, message)
+            hint = ""
+            if state != "diverged" and list(Path(self.folder).glob("checkpoint*.pt")):
+                hint = f"; to go on: --resume {self.folder}"
+            if state == "interrupted":
+                done = f"{self.step:,} of {self.total_timesteps:,} steps"
+                print(f"interrupted {message} after {done}{hint}", flush=True)
+            elif status is not None:
+                fail(message + hint, status)
+
+    def _set_handlers(self, cleanup):
+        """Handle signals until `cleanup`, where that is possible: in the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                cleanup.callback(signal.signal, signum, signal.signal(signum, self._on_signal))
+
+    def _on_signal(self, signum, frame):
+        if signum == signal.SIGINT and self.signal is not None:
+            os._exit(128 + signum)  # at once, whatever is under way
+        self.signal = signum
+        print(
+            f"\n{signal.Signals(signum).name}: the update under way ends first, and a checkpoint is written", flush=True
+        )
+
+    def _open(self, cleanup):
+        """Make or lock the folder, and open all that writes there; `cleanup` closes it."""
+        args = self.args
+        self.folder = args.resume if self.resumed else self._make_folder()
+        lock_file = lock(self.folder)
+        if lock_file is None:
             fail(f"--resume {self.folder}: the run is under way in another process; wait for its end, or end it")
+        cleanup.enter_context(lock_file)
         if args.track:
             self._start_wandb()
-        # what was logged after the checkpoint, readers of the events leave out: it is logged again
-        self.writer = SummaryWriter(self.folder, purge_step=self.step + 1 if resumed else None)
+        # if the writer's thread fails on a full disk, the next add_event raises its error and reports it
+        cleanup.callback(setattr, threading, "excepthook", threading.excepthook)
+        threading.excepthook = lambda e: None if issubclass(e.exc_type, OSError) else threading.__excepthook__(e)
+        # readers of the events ignore what was logged after the checkpoint, because it is logged again
+        self.writer = SummaryWriter(self.folder, purge_step=self.step + 1 if self.resumed else None)
+        cleanup.callback(self._close_writer)
         self.status = {
             "state": "running", "message": "", "step": self.step, "total_timesteps": args.total_timesteps,
             "return": None, "start": now(), "updated": None, "end": None, "resumed_at": [],
             "script": script_of(args), "args": asdict(args), "versions": versions(), "commit": commit(),
             "host": socket.gethostname(), "pid": None,
         }  # fmt: skip
-        if resumed:
+        if self.resumed:
             before = read_status(self.folder)
-            self.status |= {key: before[key] for key in ("start", "resumed_at")}
-            self.status["resumed_at"] = [*before["resumed_at"], self.step]
+            self.status |= {"start": before["start"], "resumed_at": [*before["resumed_at"], self.step]}
         else:
             rows = "\n".join(f"|{field.name}|{getattr(args, field.name)}|" for field in fields(args))
             self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
@@ -347,16 +500,11 @@ class Run:
         self.bar = tqdm(
             total=self.total_timesteps, initial=self.step, unit=" steps", file=sys.stdout, disable=not self.terminal
         )
-        # its writing thread hands an error of a full disk on to the next add_event, which reports it
-        threading.excepthook = lambda e: None if issubclass(e.exc_type, OSError) else threading.__excepthook__(e)
         self.start_time = self.last_line = time.perf_counter()
-        Run.active = self
-        atexit.register(self.close)  # whatever ends the run, its event file is whole
 
-    @staticmethod
-    def _make_folder(name):
+    def _make_folder(self):
         for n in range(1000):
-            folder = f"runs/{name.replace('/', '-')}" + f"_{n}" * (n > 0)
+            folder = f"runs/{self.run_name.replace('/', '-')}" + f"_{n}" * (n > 0)
             try:
                 os.makedirs(folder)
                 return folder
@@ -368,14 +516,15 @@ class Run:
     def _start_wandb(self):
         import wandb
 
+        name = os.path.basename(self.folder)
         try:
             wandb.init(
                 project=self.args.wandb_project_name,
                 entity=self.args.wandb_entity,
                 sync_tensorboard=True,
                 config=vars(self.args),
-                name=self.name,
-                id=re.sub("[:;,#?/']", "-", self.name),
+                name=name,
+                id=re.sub("[:;,#?/']", "-", name),
                 resume="allow",
                 monitor_gym=self.args.capture_video,
                 save_code=True,
@@ -386,26 +535,21 @@ class Run:
                 shutil.rmtree(self.folder)
             fail(f"--track: W&B can't be used ({error}); log in, set WANDB_MODE=offline, or leave --track out")
 
-    def _on_signal(self, signum, frame):
-        if signum == signal.SIGINT and self.signal is not None:
-            os._exit(128 + signum)  # at once, whatever is under way
-        self.signal = signum
-        print(
-            f"\n{signal.Signals(signum).name}: the update under way ends first, and a checkpoint is written", flush=True
-        )
-
     def checkpoint(self, step, get_state):
-        """Write a checkpoint where one is due or a signal has come; after a signal, end the program.
+        """Write a checkpoint if one is due or a signal has come; after a signal, end the program.
 
         Args:
-            step: environment steps made so far.
-            get_state: function that returns what the algorithm needs to go on, in to_plain's types.
+            step: environment steps so far.
+            get_state: function without arguments that returns what the algorithm needs to resume (see get_state).
+
+        Raises:
+            SystemExit: a signal has come.
         """
         self.step = step
         interval = self.args.checkpoint_interval
         if self.signal is None and (interval == 0 or step - self.last_checkpoint < interval):
             return
-        self.writer.flush()  # what is logged until here is not logged again
+        self.writer.flush()  # a resumed run does not log again what came before its checkpoint
         state = {"format": CHECKPOINT_FORMAT, "args": asdict(self.args), "step": step}
         content = io.BytesIO()
         torch.save(state | {"recent_returns": list(self.recent_returns)} | get_state(), content)
@@ -414,52 +558,36 @@ class Run:
         self.last_checkpoint = step
         self.write_status()
         if self.signal is not None:
-            name = signal.Signals(self.signal).name
-            again = self.end("interrupted", f"by {name}")
-            print(f"interrupted by {name} after {step:,} of {self.total_timesteps:,} steps{again}", flush=True)
             sys.exit(INTERRUPTED)
 
     def write_status(self, **changes):
+        """Write status.json, with the current step and return and the given changes."""
         self.status |= {"step": self.step, "updated": now()} | changes
         self.status["return"] = self.mean_return() if self.recent_returns else None
         write_atomically(f"{self.folder}/status.json", json.dumps(self.status, indent=1).encode())
 
     def save_model(self, agent, envs):
-        """Save the agent, and with it what scripts/evaluate.py needs to act as it does."""
+        """Save the agent, and what scripts/evaluate.py needs besides, to {folder}/{exp_name}.pt."""
         content = io.BytesIO()
         torch.save(model_of(self.args, agent.state_dict(), [env.get_state() for env in envs]), content)
         path = f"{self.folder}/{self.args.exp_name}.pt"
         write_atomically(path, content.getvalue())
         print(f"model saved to {path}")
 
-    def end(self, state, message=""):
-        """Record how the run has ended; return what to tell the user of how it goes on."""
-        with contextlib.suppress(OSError):  # of a full disk, which is being reported already
-            if state == "diverged":
-                self.writer.add_text("diverged", message, self.step)
-            self.close()
-        with contextlib.suppress(OSError):
-            self.write_status(state=state, message=message, end=now())
-        if state == "finished":
-            for name in ("checkpoint.pt", "checkpoint_previous.pt"):
-                Path(self.folder, name).unlink(missing_ok=True)
-        elif state != "diverged" and list(Path(self.folder).glob("checkpoint*.pt")):
-            return f"; to go on: --resume {self.folder}"
-        return ""
-
     def log(self, step, scalars):
+        """Log `scalars`, {tag: number}, at `step`."""
         self.step = step
-        # one event for all, where add_scalar would make one for each: in short episodes logging is 5% of a run
+        # one event for all scalars, instead of add_scalar's one for each: with short episodes logging is 5% of a run
         values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in scalars.items()]
         self.writer.file_writer.add_event(Event(summary=Summary(value=values)), step)
 
     def log_episode(self, step, env):
-        """Log the episode that `env` has just ended."""
+        """Log the return and length of the episode that has just ended in `env`, a NormalizedEnv."""
         self.recent_returns.append(env.episode_return)
         self.log(step, {"charts/episodic_return": env.episode_return, "charts/episodic_length": env.episode_length})
 
     def progress(self, step):
-        """Move the bar to `step`; where the output is no terminal, print a line every ten seconds."""
+        """Move the bar to `step`; if the output is not a terminal, print a line every ten seconds instead."""
         recent = f"return {self.mean_return():.1f}"
         if self.terminal:
             self.bar.set_postfix_str(recent, refresh=False)
@@ -472,18 +600,35 @@ class Run:
             print(f"{done}, {sps:,.0f} steps/s, {recent}, {left:.0f} s left", flush=True)
 
     def mean_return(self):
-        """Mean return of the last 50 episodes."""
+        """Return the mean return of the last 50 episodes; NaN before the first."""
         return float(np.mean(self.recent_returns)) if self.recent_returns else float("nan")
 
     def sps(self, step):
-        """Steps per second since this process began to train."""
+        """Return the environment steps per second, an integer, since this process began to train."""
         return int((step - self.start_step) / (time.perf_counter() - self.start_time))
 
-    def close(self):
+    def _record_end(self, state, message=""):
+        """Complete the event file, and write how the run ended to status.json; remove a finished run's checkpoints.
+
+        Raises:
+            OSError: something could not be written.
+        """
         self.bar.close()
-        with contextlib.suppress(OSError):  # of a full disk, at the program's end
+        try:
+            if state == "diverged":
+                self.writer.add_text("diverged", message, self.step)
+            self.writer.close()
+        finally:
+            self.write_status(state=state, message=message, end=now())
+        if state == "finished":
+            for name in ("checkpoint.pt", "checkpoint_previous.pt"):
+                Path(self.folder, name).unlink(missing_ok=True)
+
+    def _close_writer(self):
+        with contextlib.suppress(OSError):  # a full disk, which is being reported already
             self.writer.close()
 
 
 def now():
+    """Return the local time with its offset from UTC, as in 2026-11-25T09:00:00+01:00."""
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")

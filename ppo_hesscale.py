@@ -2,42 +2,36 @@
 
     python ppo_hesscale.py --env-id Hopper-v4 --optimizer scaled-adahesscale
 
-A rollout gives observations, actions, rewards [num_steps, num_envs]; the critic and GAE give returns and
-advantages; each minibatch gives the exact gradient and Hessian diagonal of its loss at the two networks'
-outputs (hesscale_core's losses), which backpropagate to every parameter (TanhMLP.backward); and an optimizer
-each for actor and critic makes the update. No step of it runs autograd.
+A rollout gives observations, actions, rewards [num_steps, num_envs]; the critic and GAE give returns and advantages.
+Each minibatch gives the exact gradient and Hessian diagonal of its losses at the outputs of actor and critic
+(hesscale_core's losses); backward carries both to every parameter; and each network's own optimizer makes the update.
+But for AdaHessian's, no step runs autograd.
 """
 
-import os
-
-# for layers of 64 units a second thread costs more than it brings; must come before numpy is imported
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import gc
-import math
-import random
+import os
 import time
+from collections import namedtuple
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
-from hesscale_core import (
-    TanhMLP,
-    gaussian_entropy,
-    gaussian_log_prob,
-    gaussian_ppo_loss,
-    hutchinson,
-    make_optimizer,
-    set_derivatives,
-    softmax_entropy,
-    softmax_log_prob,
-    softmax_ppo_loss,
-    value_loss,
+from hesscale_core import Gaussian, Softmax, TanhMLP, hutchinson, make_optimizer, ppo_loss, value_loss
+from hesscale_envs import make_envs
+from hesscale_run import Run, get_state, load_checkpoint, seed_everything, start
+from hesscale_utils import (
+    check_args,
+    check_finite,
+    curvature_figures,
+    fail,
+    limit_threads,
+    make_to_net,
+    parse_args,
+    to_numpy,
 )
-from hesscale_run import Run, execute, get_random_states, load_checkpoint, set_random_states
-from hesscale_utils import array_functions, check_args, check_finite, fail, make_env, parse_args, share_negative
 
 LEARNING_RATES = {
     "sgd": 1e-2,
@@ -88,9 +82,11 @@ class Args:
     learning_rate: float | None = None
     """the step size; left out, the optimizer's measured default"""
     eps: float = 1e-5
-    """what is added to the square root of the second moment"""
+    """term added to the square root of the second moment"""
     delta: float = 1e-8
     """radius of the trust region of the scaled optimizers (Algorithm 3)"""
+    state_std: bool = False
+    """toggles a network of its own for the Gaussian policy's standard deviation, obs -> 64 tanh -> action"""
     num_envs: int = 1
     """the number of parallel game environments"""
     num_steps: int = 2048
@@ -124,7 +120,7 @@ class Args:
 
 
 def check_minibatches(args):
-    """End the program with one line where the rollout can't be cut into minibatches."""
+    """End the program with one line if the rollout can't be cut into minibatches."""
     batch_size = args.num_envs * args.num_steps
     if batch_size < args.num_minibatches * (2 if args.norm_adv else 1):
         least = "2 samples, which --norm-adv needs" if args.norm_adv else "1 sample"
@@ -134,16 +130,51 @@ def check_minibatches(args):
 
 
 class Agent(nn.Module):
-    """An actor and a critic; the actor gives a softmax policy's logits or a Gaussian policy's mean [action_dim]."""
+    """A critic, and an actor whose output is a Softmax policy's logits or a Gaussian policy's mean [action_dim].
 
-    def __init__(self, obs_dim, action_dim, discrete):
+    The Gaussian's log_std [action_dim] is a parameter of the actor or, with state_std, the output of a third network.
+    """
+
+    def __init__(self, obs_dim, action_dim, discrete, state_std=False):
         super().__init__()
+        self.discrete, self.state_std, self.to_net = discrete, state_std, to_numpy
         self.critic = TanhMLP(obs_dim, (64, 64), 1, output_gain=1.0)
-        self.actor = TanhMLP(obs_dim, (64, 64), action_dim, output_gain=0.01)
-        self.log_std = None if discrete else nn.Parameter(torch.zeros(action_dim))
+        self.actor = TanhMLP(obs_dim, (64, 64), action_dim, output_gain=0.01, log_std=not (discrete or state_std))
+        if state_std:
+            self.actor_std = TanhMLP(obs_dim, (64,), action_dim, output_gain=0.01)
 
-    def actor_parameters(self):
-        return [*self.actor.parameters(), *([] if self.log_std is None else [self.log_std])]
+    def policy(self, obs):
+        """Return the distribution of the actions, given observations [B, obs_dim]."""
+        if self.discrete:
+            return Softmax(self.actor(obs))
+        return Gaussian(self.actor(obs), self.actor_std(obs) if self.state_std else self.actor.log_std_like(obs))
+
+    def noise(self, rng, *batch):
+        """Draw the noise [*batch, action_dim] that makes actions: a rollout's at once, because that is cheaper."""
+        shape = *batch, self.actor.layers[-1].out_features
+        if self.discrete:
+            return rng.gumbel(size=shape).astype(np.float32)
+        noise = rng.standard_normal(shape, np.float32)
+        return noise if self.state_std else noise * np.exp(to_numpy(self.actor.log_std))
+
+    def act(self, obs, noise):
+        """Return the actions [B, action_dim], or integers [B], that `noise` draws; 0.0 draws the most likely ones."""
+        obs = self.to_net(obs)
+        output = to_numpy(self.actor(obs))
+        if self.discrete:
+            return (output + noise).argmax(-1)  # the largest of logits + Gumbel noise is a sample of the softmax
+        return output + (noise * np.exp(to_numpy(self.actor_std(obs))) if self.state_std else noise)
+
+    def backward(self, pg, v, needs_hess, gauss_newton):
+        """Carry the derivatives of policy loss and value loss from the networks' outputs to every parameter."""
+        if not needs_hess:
+            pg, v = pg._replace(hess=None, hess_log_std=None), v._replace(hess=None)
+        if self.state_std:
+            self.actor.backward(pg.grad, pg.hess, gauss_newton)
+            self.actor_std.backward(pg.grad_log_std, pg.hess_log_std, gauss_newton)
+        else:
+            self.actor.backward(pg.grad, pg.hess, gauss_newton, pg.grad_log_std, pg.hess_log_std)
+        self.critic.backward(v.grad, v.hess, gauss_newton)
 
 
 def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_lambda):
@@ -161,216 +192,152 @@ def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_la
     return advantages
 
 
+# a rollout, flattened: arrays [num_steps * num_envs, ...]; returns and values are columns, as the critic's output is
+Batch = namedtuple("Batch", "obs actions log_probs returns values advantages")
+
+
+def rollout(args, agent, envs, next_obs, rng, run):
+    """Act for num_steps in every environment, from observations [num_envs, obs_dim], which become those after it."""
+    # ALGO Logic: Storage setup
+    noise, to_net, num_envs = agent.noise(rng, args.num_steps, args.num_envs), agent.to_net, args.num_envs
+    obs = np.zeros((args.num_steps, *next_obs.shape), next_obs.dtype)
+    actions = np.zeros(noise.shape[:2], np.int64) if agent.discrete else np.zeros(noise.shape, next_obs.dtype)
+    rewards, terminations, dones = np.zeros((3, *noise.shape[:2]), next_obs.dtype)
+    truncated_at, final_obs = [], []
+
+    for step in range(args.num_steps):
+        run.step += num_envs
+        obs[step] = next_obs
+        actions[step] = agent.act(next_obs, noise[step])
+        for i, env in enumerate(envs):
+            next_obs[i], rewards[step, i], terminated, truncated = env.step(actions[step, i])
+            if terminated or truncated:
+                terminations[step, i], dones[step, i] = terminated, True
+                run.log_episode(run.step, env)
+                if not terminated:
+                    truncated_at.append((step, i))
+                    final_obs.append(next_obs[i].copy())
+                next_obs[i] = env.reset()
+
+    # log-probabilities and values at once, because one forward pass costs less than one for each step
+    b_obs = obs.reshape(-1, obs.shape[-1])
+    b_actions = actions.reshape(len(b_obs), *actions.shape[2:])
+    b_log_probs = to_numpy(agent.policy(to_net(b_obs)).log_prob(to_net(b_actions)))
+    values = to_numpy(agent.critic(to_net(b_obs))).reshape(rewards.shape)
+
+    # values of what followed each step: the next observation or, if the episode was truncated, its own last one
+    next_values = np.concatenate([values[1:], to_numpy(agent.critic(to_net(next_obs))).T])
+    if truncated_at:
+        next_values[tuple(zip(*truncated_at, strict=True))] = to_numpy(agent.critic(to_net(np.stack(final_obs))))[:, 0]
+    advantages = compute_gae(rewards, values, next_values, terminations, dones, args.gamma, args.gae_lambda)
+    check_finite(args, run.step, observations=obs, actions=b_log_probs, rewards=rewards, advantages=advantages)
+    returns, values = (advantages + values).reshape(-1, 1), values.reshape(-1, 1)
+    return Batch(b_obs, b_actions, b_log_probs, returns, values, advantages.reshape(-1))
+
+
+def update(args, agent, optimizers, batch, rng):
+    """Optimize the policy and value networks for update_epochs, on minibatches; return the figures to log, by tag."""
+    optimizer = optimizers["actor"]
+    by_autograd, gauss_newton = optimizer.curvature == "Hutchinson", optimizer.curvature == "HesScaleGN"
+    parameters = [p for o in optimizers.values() for p in o.param_groups[0]["params"]]
+    to_batch = partial(torch.as_tensor, device=parameters[0].device) if by_autograd else agent.to_net
+    log_ratios, scales = [], []
+    for _ in range(args.update_epochs):
+        # shuffled and normalized as a whole, which is cheaper: each array [num_minibatches, minibatch_size, ...]
+        b_inds = rng.permutation(len(batch.obs)).reshape(args.num_minibatches, -1)
+        *minibatches, advantages = (array[b_inds] for array in batch)
+        if args.norm_adv:
+            advantages -= advantages.mean(1, keepdims=True)
+            advantages /= advantages.std(1, ddof=1, keepdims=True) + 1e-8
+        for mb_obs, mb_actions, mb_log_probs, mb_returns, mb_values, mb_advantages in zip(
+            *map(to_batch, (*minibatches, advantages)), strict=True
+        ):
+            # Policy loss and value loss
+            policy, value = agent.policy(mb_obs), agent.critic(mb_obs)
+            pg = ppo_loss(policy, mb_actions, mb_log_probs, mb_advantages, args.clip_coef, args.ent_coef)
+            v = value_loss(value, mb_returns, *((mb_values, args.clip_coef) if args.clip_vloss else ()))
+            log_ratios.append(to_numpy(pg.log_prob - mb_log_probs))
+
+            # their derivatives with respect to every parameter, and a step of each network
+            if by_autograd:
+                hutchinson(pg.loss + v.loss, agent.parameters())  # no parameter is in both
+            else:
+                agent.backward(pg, v, optimizer.needs_hess, gauss_newton)
+            if args.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+            for o in optimizers.values():
+                o.update()
+            scales.append([(o.eta, o.trust_region) for o in optimizers.values()])
+
+        last_log_ratio = log_ratios[-1]
+        approx_kl = (np.exp(last_log_ratio) - 1 - last_log_ratio).mean()
+        if args.target_kl is not None and approx_kl > args.target_kl:
+            break
+
+    figures = {
+        "charts/learning_rate": optimizer.param_groups[0]["lr"],
+        "losses/value_loss": to_numpy(v.loss),
+        "losses/policy_loss": to_numpy(pg.loss),
+        "losses/entropy": to_numpy(policy.entropy()),
+        "losses/old_approx_kl": -last_log_ratio.mean(),
+        "losses/approx_kl": approx_kl,
+        "losses/clipfrac": (np.abs(np.exp(log_ratios) - 1) > args.clip_coef).mean(),
+        "losses/explained_variance": 1 - (batch.returns - batch.values).var() / (batch.returns.var() or np.nan),
+    }
+    return figures | curvature_figures(optimizers, scales)
+
+
 def main(args):
     checkpoint = load_checkpoint(args, LEARNING_RATES)
     check_args(args)
     check_minibatches(args)
-    np.seterr(all="ignore")  # an overflow is reported by the optimizer whose update it reaches
+    limit_threads()
+    np.seterr(all="ignore")  # an optimizer reports an overflow that reaches its update
     args.learning_rate = args.learning_rate or LEARNING_RATES[args.optimizer]
     batch_size = args.num_envs * args.num_steps
-    minibatch_size = batch_size // args.num_minibatches
     num_iterations = args.total_timesteps // batch_size
     run_name = f"{args.env_id}__{args.exp_name}__{args.optimizer}__{args.seed}__{int(time.time())}"
 
-    # seeding
-    random.seed(args.seed)
-    np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
-    torch.backends.cudnn.deterministic = args.torch_deterministic
-    rng = np.random.default_rng(args.seed)
+    # seeding and env setup
+    rng = seed_everything(args.seed, args.torch_deterministic)
+    envs = make_envs(args, run_name)
+    if args.state_std and envs[0].discrete:
+        fail(f"--state-std: {args.env_id} has discrete actions, which have no standard deviation; leave it out")
 
-    # env setup
-    videos = f"videos/{run_name}" if args.capture_video else None
-    envs = [make_env(args, videos if i == 0 else None) for i in range(args.num_envs)]
-    obs_dim, action_dim, discrete = envs[0].obs_dim, envs[0].action_dim, envs[0].discrete
-
-    # agent setup: one optimizer, and so one trust region, for each network
+    # agent setup: one optimizer, and so one trust region, for each network; AdaHessian's derivatives are autograd's
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    agent = Agent(obs_dim, action_dim, discrete).to(device)
-    actor, critic = agent.actor, agent.critic
+    agent = Agent(envs[0].obs_dim, envs[0].action_dim, envs[0].discrete, args.state_std).to(device)
+    agent.to_net = make_to_net(device)
     options = dict(lr=args.learning_rate, eps=args.eps, delta=args.delta)
-    actor_optimizer = make_optimizer(args.optimizer, agent.actor_parameters(), **options)
-    critic_optimizer = make_optimizer(args.optimizer, critic.parameters(), **options)
-    needs_hess, gauss_newton = actor_optimizer.needs_hess, actor_optimizer.gauss_newton
-    if checkpoint is not None:
-        agent.load_state_dict(checkpoint["agent"])
-        actor_optimizer.load_state_dict(checkpoint["actor_optimizer"])
-        critic_optimizer.load_state_dict(checkpoint["critic_optimizer"])
+    by_autograd = "adahessian" in args.optimizer
+    optimizers = {
+        name: make_optimizer(args.optimizer, net.parameters() if by_autograd else [net.flat], **options)
+        for name, net in agent.named_children()
+    }
 
-    # the networks take numpy arrays on the CPU and tensors on a GPU; AdaHessian's update needs autograd's tensors
-    to_net, to_numpy = array_functions(device)
-    by_autograd = actor_optimizer.hutchinson
-    to_batch = (lambda array: torch.as_tensor(array, device=device)) if by_autograd else to_net
+    with Run(args, run_name, checkpoint) as run:
+        step_size = f"step size {args.learning_rate:g}"
+        print(f"{args.optimizer} with {step_size} on {args.env_id}, seed {args.seed}, in {run.folder}")
+        next_obs = start(args, envs, checkpoint, agent, optimizers, rng)
+        gc.freeze()  # the collector need not go through what the imports made, again and again
+        for iteration in range(run.step // batch_size + 1, num_iterations + 1):
+            if args.anneal_lr:
+                for optimizer in optimizers.values():
+                    optimizer.param_groups[0]["lr"] = (1 - (iteration - 1) / num_iterations) * args.learning_rate
+            batch = rollout(args, agent, envs, next_obs, rng, run)
+            figures = update(args, agent, optimizers, batch, rng)
 
-    # policy setup: what the actor's output means, and what besides it the policy consists of
-    if discrete:
-        log_prob, entropy, ppo_loss, log_std = softmax_log_prob, softmax_entropy, softmax_ppo_loss, ()
-    else:
-        log_prob, entropy, ppo_loss = gaussian_log_prob, gaussian_entropy, gaussian_ppo_loss
-        # the array shares the parameter's memory, and so follows it
-        log_std = (agent.log_std if by_autograd else to_net(agent.log_std.detach()),)
+            # record for plotting purposes
+            run.log(run.step, figures | {"charts/SPS": run.sps(run.step)})
+            run.progress(run.step)
+            check_finite(args, run.step, parameters=nn.utils.parameters_to_vector(agent.parameters()))
+            run.checkpoint(run.step, lambda: get_state(agent, optimizers, envs, rng))
 
-    run = Run(args, run_name, checkpoint)
-    print(f"{args.optimizer} with step size {args.learning_rate:g} on {args.env_id}, seed {args.seed}, in {run.folder}")
-
-    # ALGO Logic: Storage setup
-    obs = np.zeros((args.num_steps, args.num_envs, obs_dim), np.float32)
-    outputs = np.zeros((args.num_steps, args.num_envs, action_dim), np.float32)  # the actor's
-    actions = np.zeros(outputs.shape[:2], np.int64) if discrete else np.zeros_like(outputs)
-    rewards, terminations, dones = (np.zeros((args.num_steps, args.num_envs), np.float32) for _ in range(3))
-
-    def get_state():
-        """What a checkpoint holds besides the run's own."""
-        return {
-            "agent": agent.state_dict(),
-            "actor_optimizer": actor_optimizer.state_dict(),
-            "critic_optimizer": critic_optimizer.state_dict(),
-            "envs": [env.get_state() for env in envs],
-            "random_states": get_random_states(rng),
-        }
-
-    # start the game, or go on with it
-    global_step = run.step
-    next_obs = np.stack([env.reset(seed=args.seed + i) for i, env in enumerate(envs)])
-    if checkpoint is not None:
-        states = enumerate(zip(envs, checkpoint["envs"], strict=True))
-        next_obs = np.stack([env.set_state(state, seed=args.seed + global_step + i) for i, (env, state) in states])
-        set_random_states(checkpoint["random_states"], rng)
-    if unsaved := envs[0].unsaved():
-        print(f"note: {unsaved}, which a checkpoint can't hold: --resume will begin a new episode")
-
-    gc.freeze()  # what the imports made stays: the collector need not go through it again and again
-    for iteration in range(global_step // batch_size + 1, num_iterations + 1):
-        if args.anneal_lr:
-            lr = (1 - (iteration - 1) / num_iterations) * args.learning_rate
-            actor_optimizer.param_groups[0]["lr"] = critic_optimizer.param_groups[0]["lr"] = lr
-
-        # ALGO LOGIC: rollout. The policy's noise is drawn at once; values and log-probabilities wait for the
-        # rollout's end, so that a step costs one forward pass of the actor
-        if discrete:  # the largest of logits + Gumbel noise is a sample of the softmax
-            noise = rng.gumbel(size=outputs.shape).astype(np.float32)
-        else:
-            noise = np.exp(to_numpy(*log_std)) * rng.standard_normal(outputs.shape, np.float32)
-        truncated_at, final_obs = [], []
-        for step in range(args.num_steps):
-            global_step += args.num_envs
-            obs[step] = next_obs
-            outputs[step] = to_numpy(actor(to_net(next_obs)))
-            action = outputs[step] + noise[step]
-            actions[step] = action.argmax(-1) if discrete else action
-            for i, env in enumerate(envs):
-                next_obs[i], rewards[step, i], terminated, truncated = env.step(actions[step, i])
-                terminations[step, i], dones[step, i] = terminated, terminated or truncated
-                if terminated or truncated:
-                    run.log_episode(global_step, env)
-                    if not terminated:
-                        truncated_at.append((step, i))
-                        final_obs.append(next_obs[i].copy())
-                    next_obs[i] = env.reset()
-
-        # values of the rollout, and of what followed each step: the next observation, or where an episode was
-        # truncated its own last one
-        values = to_numpy(critic(to_net(obs.reshape(-1, obs_dim)))).reshape(rewards.shape)
-        next_values = np.concatenate([values[1:], to_numpy(critic(to_net(next_obs))).T])
-        if truncated_at:
-            next_values[tuple(zip(*truncated_at, strict=True))] = to_numpy(critic(to_net(np.stack(final_obs))))[:, 0]
-        advantages = compute_gae(rewards, values, next_values, terminations, dones, args.gamma, args.gae_lambda)
-        check_finite(args, global_step, observations=obs, actions=outputs, rewards=rewards, advantages=advantages)
-        returns = advantages + values
-        b_actions = actions.reshape(-1, *actions.shape[2:])
-        b_log_probs = log_prob(outputs.reshape(-1, action_dim), *map(to_numpy, log_std), b_actions)
-
-        # flatten the batch
-        b_obs, b_advantages = obs.reshape(-1, obs_dim), advantages.reshape(-1)
-        b_returns, b_values = returns.reshape(-1, 1), values.reshape(-1, 1)
-
-        # Optimizing the policy and value network
-        log_ratios, etas, trust_regions = [], [], []
-        for _ in range(args.update_epochs):
-            # shuffled and normalized as a whole, which is cheaper: each array [num_minibatches, minibatch_size, ...]
-            b_inds = rng.permutation(batch_size).reshape(args.num_minibatches, minibatch_size)
-            batch = b_obs, b_actions, b_log_probs, b_returns, b_values, b_advantages
-            minibatches = [array[b_inds] for array in batch]
-            if args.norm_adv:
-                minibatches[-1] -= minibatches[-1].mean(1, keepdims=True)
-                minibatches[-1] /= minibatches[-1].std(1, ddof=1, keepdims=True) + 1e-8
-            for mb_obs, mb_actions, mb_log_probs, mb_returns, mb_values, mb_advantages in zip(
-                *map(to_batch, minibatches), strict=True
-            ):
-                # Policy loss, its derivatives at the actor's output, and from there to every parameter
-                output = actor(mb_obs)
-                pg = ppo_loss(output, *log_std, mb_actions, mb_log_probs, mb_advantages, args.clip_coef, args.ent_coef)
-                log_ratios.append(to_numpy(pg.log_prob - mb_log_probs))
-
-                # Value loss, likewise
-                value = critic(mb_obs)
-                v = value_loss(value, mb_returns, *([mb_values, args.clip_coef] if args.clip_vloss else []))
-
-                if not math.isfinite(to_numpy(pg.loss + v.loss)):
-                    check_finite(args, global_step, policy_loss=pg.loss, value_loss=v.loss)
-
-                if by_autograd:
-                    hutchinson(pg.loss + v.loss, agent.parameters())  # no parameter is in both
-                else:
-                    _, grad_output, hess_output, *of_log_std = pg
-                    actor.backward(grad_output, hess_output if needs_hess else None, gauss_newton)
-                    if not discrete:
-                        set_derivatives(agent.log_std, *of_log_std)
-                    critic.backward(v.grad_value, v.hess_value if needs_hess else None, gauss_newton)
-
-                if args.max_grad_norm is not None:
-                    nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-                actor_optimizer.update()
-                critic_optimizer.update()
-                etas.append((actor_optimizer.eta, critic_optimizer.eta))
-                trust_regions.append((actor_optimizer.trust_region, critic_optimizer.trust_region))
-
-            last_log_ratio = log_ratios[-1]
-            approx_kl = (np.exp(last_log_ratio) - 1 - last_log_ratio).mean()
-            if args.target_kl is not None and approx_kl > args.target_kl:
-                break
-
-        # record for plotting purposes
-        var_returns = returns.var()
-        run.log(global_step, {
-            "charts/learning_rate": actor_optimizer.param_groups[0]["lr"],
-            "charts/SPS": run.sps(global_step),
-            "losses/value_loss": to_numpy(v.loss),
-            "losses/policy_loss": to_numpy(pg.loss),
-            "losses/entropy": to_numpy(entropy(output, *log_std)),
-            "losses/old_approx_kl": -last_log_ratio.mean(),
-            "losses/approx_kl": approx_kl,
-            "losses/clipfrac": (np.abs(np.exp(log_ratios) - 1) > args.clip_coef).mean(),
-            "losses/explained_variance": 1 - (returns - values).var() / var_returns if var_returns > 0 else np.nan,
-        })  # fmt: skip
-        if needs_hess:
-            run.log(global_step, {
-                "hesscale/negative_curvature_actor": share_negative(agent.actor_parameters()),
-                "hesscale/negative_curvature_critic": share_negative(critic.parameters()),
-            })  # fmt: skip
-        if actor_optimizer.delta is not None:
-            eta_actor, eta_critic = np.mean(etas, axis=0)
-            half_uHu_actor, half_uHu_critic = np.mean(trust_regions, axis=0) / 2
-            run.log(global_step, {
-                "hesscale/eta_actor": eta_actor,
-                "hesscale/eta_critic": eta_critic,
-                "hesscale/trust_region_actor": half_uHu_actor,
-                "hesscale/trust_region_critic": half_uHu_critic,
-            })  # fmt: skip
-        run.progress(global_step)
-        check_finite(args, global_step, parameters=nn.utils.parameters_to_vector(agent.parameters()))
-        run.checkpoint(global_step, get_state)
-
-    if args.save_model:
-        run.save_model(agent, envs)
-    for env in envs:
-        env.close()
-    run.end("finished")
-    print(
-        f"{global_step:,} steps at {run.sps(global_step):,} steps/s; "
-        f"mean return of the last {len(run.recent_returns)} episodes {run.mean_return():.1f}"
-    )
+        if args.save_model:
+            run.save_model(agent, envs)
+        for env in envs:
+            env.close()
 
 
 if __name__ == "__main__":
-    execute(main, parse_args(Args))
+    main(parse_args(Args))

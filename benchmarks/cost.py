@@ -9,10 +9,6 @@ loss. Everything is measured in turns, on one thread. Ours works on numpy arrays
 as fast with 32 layers. The peers are critic.py's. The table goes to results/cost.csv, the picture to results/cost.png.
 """
 
-from timing import ROOT, in_turns, processor  # first, for it sets the number of threads
-
-# isort: split
-
 import csv
 import datetime
 import sys
@@ -22,13 +18,14 @@ from pathlib import Path
 
 import critic
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from matplotlib.ticker import LogLocator
+from timing import ROOT, in_turns, limit_threads, processor
 from tqdm import tqdm
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.ticker import LogLocator
 
 OURS = ("adam", "adahesscalegn", "adahesscale", "adahessian")
 PEERS = ("AdaHessian of pytorch_optimizer", "the authors' AdaHesScaleGN", "the authors' AdaHesScale")
@@ -143,6 +140,7 @@ def main(args):
     critic.check_args(args)
     if args.batch < 1:
         sys.exit(f"error: --batch {args.batch}: must be at least 1")
+    limit_threads()
     if args.csv.suffix != ".csv":
         sys.exit(f"error: --csv {args.csv}: give a name that ends in .csv; the picture's ends in .png")
     peers, rows = critic.Peers(args, PEERS), []

@@ -9,10 +9,6 @@ benchmarks/peers.sh makes; what is missing is skipped. Before the clock starts, 
 the authors' HesScale and HesScaleGN, are compared with ours on the same weights and data.
 """
 
-from timing import ROOT, in_turns, report  # first, for it sets the number of threads
-
-# isort: split
-
 import copy
 import functools
 import json
@@ -30,6 +26,7 @@ from typing import NamedTuple
 
 import torch
 import tyro
+from timing import ROOT, in_turns, limit_threads, report
 from torch import nn
 
 from hesscale_core import TanhMLP, cross_entropy_loss, hutchinson, make_optimizer, value_loss
@@ -116,16 +113,17 @@ def time_updates(method, calls, with_forward=True):
 def ours(problem, name):
     """An update of hesscale_core's: on numpy arrays, but for AdaHessian's, which is autograd's."""
     net, x, target = make(problem)
-    params = list(net.parameters())
+    by_autograd = "adahessian" in name
+    params = list(net.parameters()) if by_autograd else [net.flat]
     optimizer = make_optimizer(name, params, LR)
-    if optimizer.hutchinson:
+    if by_autograd:
         backward = lambda output: hutchinson(problem.loss(output, target).loss, params)  # noqa: E731
         return Method(params, lambda: net(x), backward, optimizer.update)
     x, target = x.numpy(), target.numpy()
 
     def backward(output):
         _, grad, hess = problem.loss(output, target)
-        net.backward(grad, hess if optimizer.needs_hess else None, optimizer.gauss_newton)
+        net.backward(grad, hess if optimizer.needs_hess else None, optimizer.curvature == "HesScaleGN")
 
     return Method(params, lambda: net(x), backward, optimizer.update)
 
@@ -228,6 +226,7 @@ PEERS = {
 def worker(hesscale=None):
     """Answer requests on stdin with answers on stdout, one JSON object a line, until stdin ends."""
     warnings.simplefilter("ignore")
+    limit_threads()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a peer prints is no answer
     methods = {}
@@ -302,6 +301,7 @@ def functions(problem, names, peers, **options):
 
 def main(args):
     check_args(args)
+    limit_threads()
     peers = Peers(args)
     calls, rounds, warmup = (1, 1, 0) if args.quick else (20, args.rounds, 2)
     timed = functions(CRITIC, OURS, peers, calls=calls)

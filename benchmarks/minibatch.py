@@ -7,28 +7,18 @@ divided by 32: what ppo_hesscale.py does, from the shuffle to the updates. The r
 ppo_continuous_action.py does: both losses by autograd, gradient clipping, one torch.optim.Adam.
 """
 
-from timing import in_turns, per_call, report  # first, for it sets the number of threads
-
-# isort: split
-
 from dataclasses import dataclass
 
 import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from timing import in_turns, limit_threads, per_call, report
 from torch import nn
 
-from hesscale_core import (
-    OPTIMIZERS,
-    TanhMLP,
-    gaussian_ppo_loss,
-    hutchinson,
-    make_optimizer,
-    set_derivatives,
-    value_loss,
-)
-from hesscale_utils import NormalizedEnv
+import ppo_hesscale
+from hesscale_core import OPTIMIZERS, TanhMLP, make_optimizer
+from hesscale_envs import NormalizedEnv
 
 BATCH, MINIBATCHES, OBS, ACT, CLIP = 2048, 32, 11, 3, 0.2
 
@@ -53,43 +43,18 @@ def rollout():
 
 
 def ours(name, tensors=False):
-    """An epoch of ppo_hesscale.py; with `tensors`, as on a GPU but on the CPU."""
-    rng, batch = rollout()
-    actor, critic = TanhMLP(OBS, (64, 64), ACT, 0.01), TanhMLP(OBS, (64, 64), 1)
-    log_std = nn.Parameter(torch.zeros(ACT))
-    # a step size so small that the networks stay the same
-    actor_optimizer = make_optimizer(name, [*actor.parameters(), log_std], 1e-12)
-    critic_optimizer = make_optimizer(name, critic.parameters(), 1e-12)
-    needs_hess, gauss_newton = actor_optimizer.needs_hess, actor_optimizer.gauss_newton
-    by_autograd = actor_optimizer.hutchinson
-    to_batch = torch.as_tensor if by_autograd or tensors else np.asarray
-    log_std_array = log_std if by_autograd else log_std.detach() if tensors else log_std.detach().numpy()
-    log_ratios, etas = [], []
-
-    def epoch():
-        log_ratios.clear()
-        etas.clear()
-        b_inds = rng.permutation(BATCH).reshape(MINIBATCHES, -1)
-        minibatches = [array[b_inds] for array in batch]
-        minibatches[-1] -= minibatches[-1].mean(1, keepdims=True)
-        minibatches[-1] /= minibatches[-1].std(1, ddof=1, keepdims=True) + 1e-8
-        for mb_obs, mb_actions, mb_log_probs, mb_returns, mb_advantages in zip(
-            *map(to_batch, minibatches), strict=True
-        ):
-            pg = gaussian_ppo_loss(actor(mb_obs), log_std_array, mb_actions, mb_log_probs, mb_advantages, CLIP)
-            log_ratios.append(pg.log_prob - mb_log_probs)
-            v = value_loss(critic(mb_obs), mb_returns)
-            if by_autograd:
-                hutchinson(pg.loss + v.loss, [*actor.parameters(), log_std, *critic.parameters()])
-            else:
-                actor.backward(pg.grad_mean, pg.hess_mean if needs_hess else None, gauss_newton)
-                set_derivatives(log_std, pg.grad_log_std, pg.hess_log_std)
-                critic.backward(v.grad_value, v.hess_value if needs_hess else None, gauss_newton)
-            actor_optimizer.update()
-            critic_optimizer.update()
-            etas.append((actor_optimizer.eta, critic_optimizer.eta))
-
-    return epoch if by_autograd else torch.no_grad()(epoch)
+    """Return an epoch of ppo_hesscale.py's update; with `tensors`, as on a GPU but on the CPU."""
+    rng, (obs, actions, log_probs, returns, advantages) = rollout()
+    batch = ppo_hesscale.Batch(obs, actions, log_probs, returns, returns, advantages)
+    args = ppo_hesscale.Args(optimizer=name, num_minibatches=MINIBATCHES, update_epochs=1)
+    agent = ppo_hesscale.Agent(OBS, ACT, discrete=False)
+    if tensors:
+        agent.to_net = torch.as_tensor
+    optimizers = {}
+    for network, net in agent.named_children():
+        params = net.parameters() if "adahessian" in name else [net.flat]
+        optimizers[network] = make_optimizer(name, params, 1e-12)  # so small that the networks stay the same
+    return lambda: ppo_hesscale.update(args, agent, optimizers, batch, rng)
 
 
 def cleanrls():
@@ -139,12 +104,20 @@ def network_pass(tensors):
     return run
 
 
-def optimizer_step(groups):
-    """An AdaHesScale step on a 64-64 network, its parameters in one flat vector or each in a group of its own."""
-    params = list(TanhMLP(OBS, (64, 64), ACT).parameters())
+def optimizer_step(flat):
+    """Return a scaled AdaHesScale step on a 64-64 network, on its one flat vector or on a tensor for each layer."""
+    net = TanhMLP(OBS, (64, 64), ACT)
+    params = [net.flat] if flat else list(net.parameters())
     for p in params:
-        p.grad, p.hess = torch.rand_like(p), torch.rand_like(p)
-    return make_optimizer("scaled-adahesscale", [{"params": [p]} for p in params] if groups else params, 1e-12).step
+        p.grad = torch.rand_like(p)
+    hess, optimizer = [torch.rand_like(p) for p in params], make_optimizer("scaled-adahesscale", params, 1e-12)
+
+    def step():
+        for p, diagonal in zip(params, hess, strict=True):
+            p.hess = diagonal
+        optimizer.update()
+
+    return step
 
 
 def env_step(wrap):
@@ -169,6 +142,8 @@ def gymnasiums(env):
 
 
 def main(args):
+    limit_threads()
+
     def table(title, functions, base, calls, share=1):
         """Time functions that take `calls` calls together to be measurable; `share` of a call is what is reported."""
         rounds, calls = (1, 1) if args.quick else (args.rounds, calls)
@@ -184,8 +159,8 @@ def main(args):
     table("PPO minibatch, over our own Adam", {name: updates[name] for name in chosen}, "adam", 1, MINIBATCHES)
     passes = {"tensors": network_pass(True), "numpy": network_pass(False)}
     table("forward, gradient and HesScale of a 64-64 network", passes, "tensors", 50)
-    steps = {"a group for each tensor": optimizer_step(True), "one flat vector": optimizer_step(False)}
-    table("scaled-adahesscale step of a 64-64 network", steps, "a group for each tensor", 50)
+    steps = {"a tensor for each layer": optimizer_step(False), "one flat vector": optimizer_step(True)}
+    table("scaled-adahesscale step of a 64-64 network", steps, "a tensor for each layer", 50)
     wraps = {"bare": lambda e: e, "gymnasium's wrappers": gymnasiums, "NormalizedEnv": lambda e: NormalizedEnv(e, 0.99)}
     table("Hopper-v4 step, resets included", {k: env_step(w) for k, w in wraps.items()}, "bare", 200)
 

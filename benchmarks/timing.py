@@ -1,25 +1,31 @@
 """Time functions in turns; print and save their medians, spread and ratios.
 
-Imported first by the benchmarks, because it sets the number of threads, which numpy and torch read once.
+Importing this module makes the repository's modules importable from benchmarks/.
 """
-
-import os
-
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[variable] = "1"
 
 import csv
 import datetime
+import os
 import platform
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import threadpoolctl
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+
+def limit_threads():
+    """Give this process one thread, and by its environment the processes that it starts."""
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = "1"
+    threadpoolctl.threadpool_limits(1)
+    if "torch" in sys.modules:  # whole_run.py does without
+        sys.modules["torch"].set_num_threads(1)
 
 
 def in_turns(functions, rounds, warmup=1):
@@ -89,7 +95,7 @@ def report(title, times, base, unit="us", path=None):
 
 
 def processor():
-    """The processor's name."""
+    """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))

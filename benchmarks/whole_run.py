@@ -139,6 +139,7 @@ def in_turns(title, function, programs, args):
 
 
 def main(args):
+    timing.limit_threads()
     sys.stdout.reconfigure(line_buffering=True)  # a table that is done shows, in a pipe too
 
     def ours(script, env_id, steps):

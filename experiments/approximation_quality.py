@@ -1,23 +1,19 @@
-"""Section 4's Figure 2, how far each Hessian diagonal is from the exact one; and the same on the losses of real agents.
+"""Section 4's Figure 2: how far each Hessian diagonal is from the exact one, on images and on real agents' losses.
 
-    python experiments/approximation_quality.py                   # both parts; --of images or --of rl for one of them
+    python experiments/approximation_quality.py                 # both parts; --part images or --part rl for one of them
     python experiments/approximation_quality.py --quick --out /tmp/approximation
-    python experiments/approximation_quality.py --of images --data path/to/mnist
+    python experiments/approximation_quality.py --part images --data path/to/mnist
 
-Images: 3 tanh layers of 32 units, which SGD trains on one image at a time; before each step every method's diagonal is
-compared with the exact one. "Kaiming initialization" is read as torch's own of nn.Linear, which comes from
-kaiming_uniform_ and which the authors' networks have: weights and biases uniform in +-1/sqrt(inputs).
+Images: SGD trains networks with 3 tanh layers of 32 units on one image at a time. Before each step, this script
+compares every method's diagonal with the exact one. The paper's "Kaiming initialization" is taken to be torch's default
+for nn.Linear, which the authors' networks have: weights and biases uniform in +-1/sqrt(inputs), by kaiming_uniform_.
 
-RL: on minibatches of agents in training (minibatches.py), the diagonals of the mean over the batch, which an optimizer
-sees, and those of its samples one by one.
+RL: on minibatches of agents in training (minibatches.py), the script compares the diagonals of the mean over the batch,
+which an optimizer sees, and those of single samples.
 
 An error is the L1 distance to the exact diagonal, summed over layers and averaged over examples; "normalized" divides
 it by HesScale's in the same initialization or run. Intervals are Student's, 95%, over initializations or seeds.
 """
-
-import diagonals  # first, for it sets the number of threads and sys.path
-
-# isort: split
 
 import csv
 import gzip
@@ -27,7 +23,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import diagonals
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from minibatches import MOMENTS, RunArgs, one_by_one, record
@@ -35,33 +33,31 @@ from scipy.stats import t as students_t  # comes with scikit-learn
 from tqdm import tqdm
 
 from hesscale_core import TanhMLP, cross_entropy_loss
-from hesscale_utils import fail, parse_args
+from hesscale_utils import fail, limit_threads, parse_args
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-CHUNK = 100  # examples of SGD whose parameters are kept, until their diagonals are computed together
+CHUNK = 100  # steps of SGD whose diagonals are computed together, from copies of their parameters
 
 
 @dataclass
 class Args(RunArgs):
-    of: str = "both"
-    """which part: images, rl or both"""
+    part: str = "both"
+    """images, rl or both"""
     out: Path = diagonals.ROOT / "results/approximation"
-    """where to: this with _images or _rl and .csv, .png and .pdf, which are overwritten"""
+    """the path of the output without its ending, _images or _rl with .csv, .png and .pdf; existing files are lost"""
     initializations: int = 40
-    """how many networks are trained on images"""
+    """number of networks trained on images"""
     examples: int = 1000
-    """how many images each of them meets"""
+    """number of images that each of them is trained on"""
     learning_rate: float = 0.01
     """SGD's step size on the images"""
     samples: int = 50
-    """how many samples of a stochastic method its MC50 averages"""
+    """number of samples that a stochastic method's MC50 averages"""
 
     def check(self):
         super().check()
-        if self.of not in ("images", "rl", "both"):
-            fail(f"--of {self.of}: choose images, rl or both")
+        if self.part not in ("images", "rl", "both"):
+            fail(f"--part {self.part}: choose images, rl or both")
         if not 0 < self.learning_rate < math.inf:
             fail(f"--learning-rate {self.learning_rate}: must be a number above 0")
         if self.quick:
@@ -72,16 +68,20 @@ class Args(RunArgs):
 
 
 def read_idx(path):
-    """The array in a file of MNIST's format: two zeros, type, dimensions, each dimension's size, and bytes."""
-    content = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
+    """Return the array in a file of MNIST's format.
+
+    The format is two zeros, the type, the number of dimensions, each dimension's size, and the bytes.
+    """
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        content = file.read()
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{path.name} is no idx file of bytes")
+        raise ValueError(f"{path.name} is not an idx file of bytes")
     start = 4 + 4 * content[3]
     return np.frombuffer(content, np.uint8, offset=start).reshape(np.frombuffer(content[4:start], ">u4"))
 
 
 def load_images(folder):
-    """Images [N, pixels] in [0, 1] and labels [N]: scikit-learn's digits, or those of --data."""
+    """Return images [N, pixels] in [0, 1] and labels [N] of --data, or scikit-learn's digits if `folder` is None."""
     if folder is None:
         try:
             from sklearn.datasets import load_digits
@@ -94,7 +94,7 @@ def load_images(folder):
             path for kind in ("images-idx3", "labels-idx1") for path in [*folder.glob(f"*train-{kind}-ubyte*")][:1]
         ]
         if len(paths) < 2:
-            raise ValueError("has no train-images-idx3-ubyte and train-labels-idx1-ubyte, as they are or .gz")
+            raise ValueError("has no train-images-idx3-ubyte and train-labels-idx1-ubyte, plain or .gz")
         images, labels = map(read_idx, paths)
         if not 0 < len(images) == len(labels):
             raise ValueError(f"{len(images)} images and {len(labels)} labels")
@@ -104,7 +104,7 @@ def load_images(folder):
 
 
 def make_network(sizes, seed):
-    """A TanhMLP in float64 with torch's Kaiming initialization."""
+    """Return a TanhMLP in float64 with torch's Kaiming initialization."""
     torch.manual_seed(seed)
     net = TanhMLP(sizes[0], sizes[1:-1], sizes[-1]).double()
     for layer in net.layers:
@@ -113,34 +113,35 @@ def make_network(sizes, seed):
 
 
 def sgd_step(net, x, y, learning_rate):
-    """One step of SGD on a batch, and the loss before it."""
+    """Make one step of SGD on a batch; return the loss before it."""
     loss = cross_entropy_loss(net(x), y)
-    net.backward(loss.grad_logits, None)
+    net.backward(loss.grad, None)
     for p in net.parameters():
         p.data.sub_(p.grad, alpha=learning_rate)
     return loss.loss
 
 
 def image_errors(images, labels, args):
-    """{method: errors [initializations, layers]}, each the mean over the examples met in training."""
+    """Return {method: errors [initializations, layers]}, means over the examples trained on."""
     rows = []
     bar = tqdm(range(args.initializations), "initializations", disable=not sys.stderr.isatty())
     for seed in bar:
         net = make_network((images.shape[1], 32, 32, 32, int(labels.max()) + 1), seed)
         rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-        order, of_seed, losses = rng.integers(len(images), size=args.examples), [], []
+        order, chunk_errors, losses = rng.integers(len(images), size=args.examples), [], []
         for chunk in np.split(order, range(CHUNK, args.examples, CHUNK)):
-            met = []
+            copies = []
             for i in chunk:
-                met.append([p.detach().clone() for p in net.parameters()])
+                copies.append([p.detach().clone() for p in net.parameters()])
                 losses.append(sgd_step(net, images[i : i + 1], labels[i : i + 1], args.learning_rate))
-            params = tuple(map(torch.stack, zip(*met, strict=True)))
+            params = tuple(map(torch.stack, zip(*copies, strict=True)))
             x, y = torch.as_tensor(images[chunk])[:, None], torch.as_tensor(labels[chunk])[:, None]
-            of_seed.append(diagonals.errors(diagonals.CROSS_ENTROPY, params, x, (y,), generator, args.samples))
-        part = len(losses) // 10 + 1
-        bar.set_postfix_str(f"loss {np.mean(losses[:part]):.2f} to {np.mean(losses[-part:]):.2f}")
-        rows.append({m: np.concatenate([e[m] for e in of_seed]).mean(0) for m in of_seed[0]})
-    print(f"images: the last network's loss went from {np.mean(losses[:part]):.2f} to {np.mean(losses[-part:]):.2f}")
+            chunk_errors.append(diagonals.errors(diagonals.CROSS_ENTROPY, params, x, (y,), generator, args.samples))
+        tenth = len(losses) // 10 + 1
+        change = f"{np.mean(losses[:tenth]):.2f} to {np.mean(losses[-tenth:]):.2f}"
+        bar.set_postfix_str(f"loss {change}")
+        rows.append({m: np.concatenate([errors[m] for errors in chunk_errors]).mean(0) for m in chunk_errors[0]})
+    print(f"images: the last network's loss went from {change}")
     return {method: np.stack([row[method] for row in rows]) for method in rows[0]}
 
 
@@ -148,16 +149,15 @@ def image_errors(images, labels, args):
 
 
 def rl_errors(args):
-    """{(agent, env_id, network, moment, batch size): {method: errors [seeds, layers]}}, means over the minibatches."""
+    """Return {(agent, env_id, network, moment, batch size): {method: mean errors [seeds, layers]}}."""
     cells, generator = {}, torch.Generator().manual_seed(0)
     bar = tqdm(args.runs(), "runs", disable=not sys.stderr.isatty())
     for name, env_id, seed in bar:
         bar.set_postfix_str(f"{name} on {env_id}, seed {seed}")
         for (network, moment), (loss, *batch) in record(name, env_id, seed, args).items():
             for groups in (one_by_one(*batch), batch):
-                of = diagonals.errors(loss, *groups, generator, args.samples)
                 cell = cells.setdefault((name, env_id, network, moment, groups[1].shape[1]), {})
-                for method, errors in of.items():
+                for method, errors in diagonals.errors(loss, *groups, generator, args.samples).items():
                     cell.setdefault(method, []).append(errors.mean(0))
     return {key: {method: np.stack(errors) for method, errors in cell.items()} for key, cell in cells.items()}
 
@@ -166,23 +166,24 @@ def rl_errors(args):
 
 
 def interval(values):
-    """Mean and half the width of Student's 95% interval; no width where there is a single value."""
+    """Return the mean of `values` and half the width of Student's 95% interval, which is nan for a single value."""
     n = len(values)
     half = students_t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n) if n > 1 else math.nan
     return float(np.mean(values)), float(half)
 
 
 def table(errors, **cell):
-    """Rows of the CSV for {method: errors [n, layers]}: all layers together, and each."""
+    """Return the CSV's rows for {method: errors [n, layers]}: for all layers together, and for each."""
     layers = errors["HesScale"].shape[1]
     rows = []
     for method, layer in itertools.product(errors, ["all", *range(1, layers + 1)]):
-        of = {m: e.sum(1) if layer == "all" else e[:, layer - 1] for m, e in errors.items()}
-        mean, half = interval(of[method])
-        exact = of["HesScale"].min() <= 1e-9 * of["|diag(H)|"].max()  # at the last layer: nothing to divide by
-        ratio, ratio_half = (math.nan, math.nan) if exact else interval(of[method] / of["HesScale"])
+        layer_errors = {m: e.sum(1) if layer == "all" else e[:, layer - 1] for m, e in errors.items()}
+        own, hesscale = layer_errors[method], layer_errors["HesScale"]
+        mean, half = interval(own)
+        exact = hesscale.min() <= 1e-9 * layer_errors["|diag(H)|"].max()  # in the last layer: a division by zero
+        ratio, ratio_half = (math.nan, math.nan) if exact else interval(own / hesscale)
         row = dict(layer=layer, method=method, error=mean, error_ci=half, normalized=ratio, normalized_ci=ratio_half)
-        rows.append(cell | row | dict(n=len(of[method])))
+        rows.append(cell | row | dict(n=len(own)))
     return rows
 
 
@@ -194,13 +195,13 @@ def write_csv(rows, path):
 
 
 def print_table(title, rows):
-    of = {row["method"]: row for row in rows if row["layer"] == "all"}
+    totals = {row["method"]: row for row in rows if row["layer"] == "all"}
     print(f"\n{title}: L1 error normalized by HesScale's, all layers")
-    for row in sorted((of[method] for method in diagonals.METHODS if method in of), key=lambda row: row["normalized"]):
+    for row in sorted((totals[m] for m in diagonals.METHODS if m in totals), key=lambda row: row["normalized"]):
         print(f"  {row['method']:<16}{row['normalized']:10.3g} +- {row['normalized_ci']:.2g}")
-    distance = of["HesScaleGN to GGN"]
+    distance = totals["HesScaleGN to GGN"]
     print(
-        f"HesScaleGN's distance to GGN: {distance['error'] / of['|diag(G)|']['error']:.3f} of |diag(G)|, "
+        f"HesScaleGN's distance to GGN: {distance['error'] / totals['|diag(G)|']['error']:.3f} of |diag(G)|, "
         f"{distance['normalized']:.3g} times HesScale's error"
     )
 
@@ -218,7 +219,7 @@ def plain(axis):
 
 
 def draw_images(errors, prefix):
-    """Figure 2: (a) all layers, a dot for each initialization; (b) each layer."""
+    """Draw Figure 2: (a) all layers, a dot for each initialization; (b) each layer."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     errors = {method: errors[method] for method in diagonals.METHODS}
     ratios = {m: e.sum(1) / errors["HesScale"].sum(1) for m, e in errors.items()}
@@ -238,7 +239,7 @@ def draw_images(errors, prefix):
     for method in order:
         mean = errors[method].mean(0)
         style = {"markeredgecolor": diagonals.METHODS[method]["color"], "markersize": 6} | diagonals.METHODS[method]
-        style["markersize"] += 3 * (method == "HesScaleGN")  # GGN lies on it
+        style["markersize"] += 3 * (method == "HesScaleGN")  # larger, because GGN is drawn over it
         right.plot(layers, np.where(mean < 1e-9 * mean.max(), 0, mean), linewidth=1, label=method, **style)
     right.set_yscale("symlog", linthresh=floor, linscale=0.5)
     right.set_ylim(bottom=-floor / 3)
@@ -255,7 +256,7 @@ def draw_images(errors, prefix):
 
 
 def draw_rl(cells, prefix):
-    """A panel for each loss and batch size: of every method a row for each environment, and a dot for each moment."""
+    """Draw a panel for each loss and batch size, with a row for each method and environment, a dot for each moment."""
     panels = sorted({(agent, network) for agent, _, network, *_ in cells})
     sizes = {agent: sorted({key[-1] for key in cells if key[0] == agent}) for agent, _ in panels}
     figure, axes = plt.subplots(
@@ -302,15 +303,16 @@ def draw_rl(cells, prefix):
 
 def main(args):
     args.check()
-    images = load_images(args.data) if args.of != "rl" else None  # first, for bad data should not wait for the runs
+    limit_threads()
+    images = load_images(args.data) if args.part != "rl" else None
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    if args.of != "rl":
+    if args.part != "rl":
         errors, prefix = image_errors(*images, args), f"{args.out}_images"
         rows = table(errors, loss="cross-entropy", data=args.data.name if args.data else "digits", batch=1)
         write_csv(rows, Path(prefix + ".csv"))
         print_table("images", rows)
         draw_images(errors, prefix)
-    if args.of != "images":
+    if args.part != "images":
         cells, prefix, rows = rl_errors(args), f"{args.out}_rl", []
         for (agent, env_id, network, moment, batch), errors in cells.items():
             cell = table(errors, agent=agent, env_id=env_id, loss=network, moment=moment, batch=batch)

@@ -1,4 +1,4 @@
-"""Section 4.1's Table 1 and Figure 3: how diagonal the Hessians in the pre-activations are.
+"""Section 4.1's Table 1 and Figure 3: how diagonal the Hessians with respect to the pre-activations are.
 
     python experiments/hessian_diagonality.py
     python experiments/hessian_diagonality.py --quick --out /tmp/diagonality --cache /tmp/minibatches
@@ -7,21 +7,19 @@ rho(A) = ||diag(A)||_F / ||A||_F, of the exact Hessian of one sample's own loss 
 a network with 4 tanh layers of 128 units, before and after 10,000 steps of SGD on batches of 32. RL: actor and critic
 of agents in training, at the start, in the middle and at the end (minibatches.py).
 
-"rho" is the mean over samples, and over runs with Student's 95% interval. "rho_of_mean" is the rho of a single matrix,
-the mean of |H| over all samples and runs, which is how the authors' code comes to its numbers. "gaussian" is the mean
-rho of random matrices of that size with standard Gaussian entries, about 1/sqrt(n).
+"rho" is the mean over samples and runs, with Student's 95% interval over runs. "rho_of_mean" is the rho of a single
+matrix, the mean of |H| over all samples and runs, as the authors' code computes it. "gaussian" is the mean rho of
+random matrices of that size with standard Gaussian entries, about 1/sqrt(n).
 """
-
-import diagonals  # first, for it sets the number of threads and sys.path
-
-# isort: split
 
 import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import diagonals
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from approximation_quality import interval, load_images, make_network, plain, save, sgd_step, write_csv
@@ -29,11 +27,9 @@ from matplotlib.colors import LogNorm
 from minibatches import RunArgs, one_by_one, record
 from tqdm import tqdm
 
-from hesscale_utils import fail, parse_args
+from hesscale_utils import fail, limit_threads, parse_args
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 PAPER = {"before": (0.94, 0.91, 0.89, 0.91), "after": (0.75, 0.54, 0.81, 0.98)}  # Table 1
 SHADES = {"before": "#56B4E9", "after": "#D55E00", "start": "#56B4E9", "middle": "#009E73", "end": "#D55E00"}
 SHAPES = "osD^v"
@@ -42,15 +38,15 @@ SHAPES = "osD^v"
 @dataclass
 class Args(RunArgs):
     out: Path = diagonals.ROOT / "results/diagonality"
-    """where to: this with .csv, .png and .pdf, which are overwritten"""
+    """the path of the output without its ending, .csv, .png and .pdf; existing files are lost"""
     initializations: int = 30
-    """how many networks are trained on images"""
+    """number of networks trained on images"""
     iterations: int = 10_000
     """steps of SGD of each"""
     batch_size: int = 32
     """images in a step"""
     samples: int = 32
-    """images whose Hessians are taken in each run"""
+    """number of images whose Hessians are computed in each run"""
     width: int = 128
     """units of each of the four hidden layers"""
     learning_rate: float = 0.01
@@ -65,41 +61,42 @@ class Args(RunArgs):
 
 
 def rho(matrices):
-    """Diagonal dominance [...] of matrices [..., n, n]; nan for zeros, which have none."""
-    norm = lambda a: (a * a).sum(-1)  # noqa: E731
-    return (norm(matrices.diagonal(dim1=-2, dim2=-1)) / norm(matrices.flatten(-2))).sqrt()
+    """Return the diagonal dominance [...] of matrices [..., n, n]; it is nan for a matrix of zeros."""
+    diagonal = matrices.diagonal(dim1=-2, dim2=-1)
+    return (diagonal.square().sum(-1) / matrices.square().sum((-2, -1))).sqrt()
 
 
 def gaussian_rho(n, count=200):
-    """Mean rho of `count` random matrices [n, n] of standard Gaussian entries."""
+    """Return the mean rho of `count` random matrices [n, n] of standard Gaussian entries."""
     return float(rho(torch.randn(count, n, n, generator=torch.Generator().manual_seed(0))).mean())
 
 
 def measure(cells, key, loss, params, x, targets):
-    """Add to cells[key] a run: for every layer the mean rho over the samples, and the mean |H|."""
+    """Append a run to cells[key]: for every layer, the samples' mean rho and mean |H|."""
     hessians = [h.flatten(0, 1) for h in diagonals.preactivation_hessians(loss, params, x, targets)]
     cells.setdefault(key, []).append([(float(rho(h).nanmean()), h.abs().mean(0).numpy()) for h in hessians])
 
 
 def measure_images(cells, images, labels, args):
-    """Networks before and after training; the samples are drawn from the data on which they are trained."""
+    """Measure networks before and after training, on samples of the data that they are trained on."""
     bar = tqdm(range(args.initializations), "networks", disable=not sys.stderr.isatty())
     for seed in bar:
         net = make_network((images.shape[1], *[args.width] * 4, int(labels.max()) + 1), seed)
         rng = np.random.default_rng(seed)
         chosen = rng.integers(len(images), size=args.samples)
-        of_chosen = torch.as_tensor(images[chosen])[None], (torch.as_tensor(labels[chosen])[None],)
+        x, targets = torch.as_tensor(images[chosen])[None], (torch.as_tensor(labels[chosen])[None],)
         for moment in PAPER:
             if moment == "after":
                 for batch in rng.integers(len(images), size=(args.iterations, args.batch_size)):
                     loss = sgd_step(net, images[batch], labels[batch], args.learning_rate)
                 bar.set_postfix_str(f"loss {loss:.3f}")
             params = tuple(p.detach()[None].clone() for p in net.parameters())
-            measure(cells, ("images", "", "network", moment), diagonals.CROSS_ENTROPY, params, *of_chosen)
+            measure(cells, ("images", "", "network", moment), diagonals.CROSS_ENTROPY, params, x, targets)
     print(f"images: the last network's loss was {loss:.3g} in the last batch")
 
 
 def measure_rl(cells, args):
+    """Measure the agents' networks on minibatches of their training."""
     bar = tqdm(args.runs(), "runs", disable=not sys.stderr.isatty())
     for name, env_id, seed in bar:
         bar.set_postfix_str(f"{name} on {env_id}, seed {seed}")
@@ -108,29 +105,28 @@ def measure_rl(cells, args):
 
 
 def table(cells):
-    """The CSV's rows; outputs of one unit, whose rho is 1, are left out."""
+    """Return the CSV's rows, without those of one output, whose rho is 1."""
     gaussian, rows = {}, []
-    for (of, env_id, network, moment), runs in cells.items():
-        for layer, of_layer in enumerate(zip(*runs, strict=True), 1):
-            rhos, matrices = map(np.array, zip(*of_layer, strict=True))
+    for (source, env_id, network, moment), runs in cells.items():
+        for layer, measurements in enumerate(zip(*runs, strict=True), 1):
+            rhos, matrices = map(np.array, zip(*measurements, strict=True))
             n = matrices.shape[-1]
             if n == 1:
                 continue
             gaussian[n] = gaussian.get(n) or gaussian_rho(n)
             mean, half = interval(rhos)
-            paper = PAPER[moment][layer - 1] if of == "images" and layer <= 4 else math.nan
-            of_mean = float(rho(torch.as_tensor(matrices.mean(0))))
-            row = dict(
-                of=of, env_id=env_id, network=network, moment=moment, layer=layer, units=n, rho=mean, rho_ci=half
-            )
-            rows.append(row | dict(rho_of_mean=of_mean, gaussian=gaussian[n], paper=paper, n=len(rhos)))
+            paper = PAPER[moment][layer - 1] if source == "images" and layer <= 4 else math.nan
+            rho_of_mean = float(rho(torch.as_tensor(matrices.mean(0))))
+            cell = dict(source=source, env_id=env_id, network=network, moment=moment, layer=layer, units=n)
+            dominance = dict(rho=mean, rho_ci=half, rho_of_mean=rho_of_mean, gaussian=gaussian[n], paper=paper)
+            rows.append(cell | dominance | dict(n=len(rhos)))
     return rows
 
 
 def print_table(rows):
     print(f"\n{'':<43}layer units   rho          of mean |H|  Gaussian  paper")
     for row in rows:
-        name = " ".join([row["of"], row["env_id"], row["network"], row["moment"]])
+        name = " ".join([row["source"], row["env_id"], row["network"], row["moment"]])
         print(
             f"{name:<43}{row['layer']:>5}{row['units']:>6}   {row['rho']:.2f} +- {row['rho_ci']:.2f}"
             f"{row['rho_of_mean']:>12.2f}{row['gaussian']:>12.2f}{row['paper']:>8.2f}"
@@ -138,7 +134,7 @@ def print_table(rows):
 
 
 def draw(cells, rows, prefix):
-    """Heat maps of the first run's mean |H|, and every rho."""
+    """Draw heat maps of the first run's mean |H|, and every rho."""
     strips = [(("images", "", "network", moment), range(4), f"images, {moment}") for moment in PAPER]
     groups = [("images", "network")]
     for agent in sorted({key[0] for key in cells} - {"images"}):
@@ -167,8 +163,8 @@ def draw(cells, rows, prefix):
 
     env_ids = sorted({row["env_id"] for row in rows})
     axes = bottom.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    for axis, (of, network) in zip(axes, groups, strict=True):
-        own = [row for row in rows if (row["of"], row["network"]) == (of, network)]
+    for axis, (source, network) in zip(axes, groups, strict=True):
+        own = [row for row in rows if (row["source"], row["network"]) == (source, network)]
         keys = sorted({(row["env_id"], row["moment"]) for row in own}, key=lambda k: (k[0], list(SHADES).index(k[1])))
         for i, (env_id, moment) in enumerate(keys):
             line = [row for row in own if (row["env_id"], row["moment"]) == (env_id, moment)]
@@ -177,7 +173,7 @@ def draw(cells, rows, prefix):
                 x, [row["rho"] for row in line], [np.nan_to_num(row["rho_ci"]) for row in line], color=SHADES[moment],
                 marker=SHAPES[env_ids.index(env_id) % 5], markersize=4, linestyle="", linewidth=1,
             )  # fmt: skip
-            if of == "images":
+            if source == "images":
                 axis.plot(x[: len(PAPER[moment])], PAPER[moment], "_", color=SHADES[moment], markersize=9)
         reference = {row["layer"]: row["gaussian"] for row in own}
         axis.plot(list(reference), list(reference.values()), "x", color="gray", markersize=5)
@@ -185,11 +181,14 @@ def draw(cells, rows, prefix):
         axis.set_xlim(0.5, max(reference) + 0.5)
         axis.set_ylim(0, 1.03)
         axis.set_xlabel("layer", fontsize=8)
-        axis.set_title(of if of == "images" else f"{of.upper()}, {network}", fontsize=9)
+        axis.set_title(source if source == "images" else f"{source.upper()}, {network}", fontsize=9)
         axis.tick_params(labelsize=8)
         plain(axis)
     axes[0].set_ylabel(r"$\rho$", rotation=0)
-    mark = lambda label, **look: plt.Line2D([], [], linestyle="", label=label, **look)  # noqa: E731
+
+    def mark(label, **look):
+        return plt.Line2D([], [], linestyle="", label=label, **look)
+
     names = {"#56B4E9": "before, start", "#009E73": "middle", "#D55E00": "after, end"}
     handles = [mark(name, marker="o", markersize=4, color=color) for color, name in names.items()]
     handles += [mark(e, marker=SHAPES[env_ids.index(e) % 5], markersize=4, color="black") for e in env_ids if e]
@@ -201,6 +200,7 @@ def draw(cells, rows, prefix):
 
 def main(args):
     args.check()
+    limit_threads()
     images = load_images(args.data)
     print(
         f"rho of random Gaussian matrices of {args.width} x {args.width}: {gaussian_rho(args.width):.3f} (paper: 0.09)"

@@ -1,42 +1,39 @@
-"""Minibatches of real agents in training, with the parameters that they met.
+"""Minibatches of real agents in training, with the networks' parameters at that time.
 
-ppo_hesscale.py and a2c_hesscale.py run as they are, while their losses and TanhMLP.backward are watched. Of the first,
-the middle and the last SPAN updates some are kept: what went into the networks and into their losses.
+ppo_hesscale.py and a2c_hesscale.py run unchanged; `recording` only wraps their losses and TanhMLP.backward. It records
+some of the first, the middle and the last SPAN updates: the inputs of the networks and the arguments of their losses.
 """
 
-import diagonals  # first, for it sets the number of threads and sys.path
-
-# isort: split
-
 import contextlib
+import io
 import itertools
-import os
-import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import diagonals
 import numpy as np
 import torch
 
 import a2c_hesscale
 import ppo_hesscale
-from hesscale_core import TanhMLP
+from hesscale_core import Gaussian, TanhMLP
+from hesscale_run import DIVERGED
 from hesscale_utils import check_args, fail
 
-SPAN = 320  # updates of a moment, those of one rollout of PPO
-SINGLES = 8  # samples of a minibatch that are also taken one by one
+SPAN = 320  # updates that make a moment, those of one rollout of PPO
+SINGLES = 8  # samples of a minibatch that are also compared one by one
 AGENTS = {"a2c": a2c_hesscale, "ppo": ppo_hesscale}
-POLICY_LOSSES = {"a2c": "gaussian_policy_gradient_loss", "ppo": "gaussian_ppo_loss"}
+POLICY_LOSSES = {"a2c": "policy_gradient_loss", "ppo": "ppo_loss"}
 MOMENTS = {"start": 0.0, "middle": 0.5, "end": 1.0}
 
 
 @dataclass
 class RunArgs:
     quick: bool = False
-    """whether to do little of everything, to see that it runs"""
+    """whether to do a little of everything, to see that it runs"""
     data: Path | None = None
-    """a folder with MNIST's train-images-idx3-ubyte and train-labels-idx1-ubyte, also as .gz; None for the digits"""
+    """a folder with MNIST's train-images-idx3-ubyte and train-labels-idx1-ubyte, or their .gz; None for the digits"""
     env_ids: tuple[str, ...] = ("Hopper-v4", "HalfCheetah-v4", "Ant-v4")
     """the agents' environments"""
     agents: tuple[str, ...] = ("a2c", "ppo")
@@ -48,126 +45,155 @@ class RunArgs:
     optimizer: str = "adahesscale"
     """the runs' optimizer"""
     minibatches: int = 16
-    """how many minibatches are kept of each moment"""
+    """the number of minibatches recorded at each moment"""
     cache: Path = Path("minibatches")
-    """where the minibatches are kept, so that no run is made twice; to be deleted when the agents change"""
+    """the folder of the recorded minibatches, which saves repeating runs; delete it when the agents change"""
 
     def check(self):
-        """End the program with one line where a value can't work; make the numbers small for --quick."""
+        """End the program with one line if a value is invalid; make the numbers small for --quick."""
         for name, value in vars(self).items():
             if type(value) is int and value < 1:
                 fail(f"--{name.replace('_', '-')} {value}: must be at least 1")
         for agent in {*self.agents} - {*AGENTS}:
             fail(f"--agents {agent}: choose from {', '.join(AGENTS)}")
         if self.optimizer.endswith("adahessian"):
-            fail(f"--optimizer {self.optimizer}: works without TanhMLP.backward, which is what is watched")
+            fail(f"--optimizer {self.optimizer}: never calls TanhMLP.backward, where minibatches are recorded")
         if self.quick:
             self.env_ids, self.seeds, self.total_timesteps, self.minibatches = self.env_ids[:1], 2, 2 * 2048, 2
 
     def runs(self):
-        """(agent, env_id, seed) of every run, seed by seed: what is interrupted leaves a whole grid of fewer seeds."""
+        """Return (agent, env_id, seed) of every run, seed by seed, so that an interruption leaves a whole grid."""
         seeds = range(1, self.seeds + 1)
         return [(agent, env_id, seed) for seed, agent, env_id in itertools.product(seeds, self.agents, self.env_ids)]
 
 
 @contextlib.contextmanager
-def watched(name, wanted):
-    """Keep of the agent's updates, counted from 0, those in `wanted`, as a dictionary for each of the two networks."""
+def recording(name, wanted):
+    """Record the agent's updates that are in `wanted`, counted from 0, while the context is open.
+
+    Gives a list, to which each of these updates of a Gaussian policy appends a dictionary for each network: `update`,
+    `network` ("actor" or "critic"), its parameters `params` without log_std, its input `x`, and `arguments` of the
+    loss after the network's output.
+    """
     agent = AGENTS[name]
-    originals = {loss: getattr(agent, loss) for loss in (POLICY_LOSSES[name], "value_loss")}
-    backward, kept, latest, update = TanhMLP.backward, [], {}, -1
+    original_losses = {function: getattr(agent, function) for function in (POLICY_LOSSES[name], "value_loss")}
+    policy_loss, value_loss = original_losses.values()
+    original_backward, records, latest, update = TanhMLP.backward, [], {}, -1
 
-    def watch(network, loss):
-        def watched_loss(output, *arguments):
-            nonlocal update
-            update += network == "actor"
-            result = loss(output, *arguments)
-            latest[network] = result[1], arguments  # the gradient, by which its backward pass is known
-            return result
+    def recorded_policy_loss(policy, *arguments):
+        nonlocal update
+        result = policy_loss(policy, *arguments)
+        if isinstance(policy, Gaussian):
+            update += 1
+            latest["actor"] = result.grad, (policy.log_std, *arguments)
+        return result
 
-        return watched_loss
+    def recorded_value_loss(value, *arguments):
+        result = value_loss(value, *arguments)
+        latest["critic"] = result.grad, arguments
+        return result
 
-    def watched_backward(net, grad_output, *arguments):
-        for network, (gradient, of_loss) in latest.items():
-            if update in wanted and gradient is grad_output:
-                params, x = [p.detach().clone() for p in net.parameters()], torch.tensor(net._inputs[0])
-                of_loss = [torch.tensor(a) for a in of_loss]  # copies: the agents' arrays are used again
-                kept.append(dict(update=update, network=network, params=params, x=x, arguments=of_loss))
-        return backward(net, grad_output, *arguments)
+    def recorded_backward(net, grad_output, *arguments, **options):
+        for network, (grad, loss_arguments) in latest.items():
+            if update in wanted and grad is grad_output:  # it is this network's loss
+                records.append({
+                    "update": update,
+                    "network": network,
+                    "params": [p.detach().clone() for layer in net.layers for p in layer.parameters()],
+                    "x": torch.tensor(net._inputs[0]),
+                    "arguments": [torch.tensor(argument) for argument in loss_arguments],  # copies
+                })  # fmt: skip
+        return original_backward(net, grad_output, *arguments, **options)
 
-    for network, (loss, original) in zip(("actor", "critic"), originals.items(), strict=True):
-        setattr(agent, loss, watch(network, original))
-    TanhMLP.backward = watched_backward
+    for function, recorded in zip(original_losses, (recorded_policy_loss, recorded_value_loss), strict=True):
+        setattr(agent, function, recorded)
+    TanhMLP.backward = recorded_backward
     try:
-        yield kept
+        yield records
     finally:
-        TanhMLP.backward = backward
-        for loss, original in originals.items():
-            setattr(agent, loss, original)
+        TanhMLP.backward = original_backward
+        for function, original in original_losses.items():
+            setattr(agent, function, original)
 
 
-def run(name, of_run, wanted):
-    """Run the agent, silent, in a folder that is deleted, with its signal handlers taken back; return what was kept."""
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+def run(name, args, wanted):
+    """Run the agent with its own `args`, silently, in a folder that is deleted.
+
+    Returns the records of the updates in `wanted`. Ends the program with one line if the run diverges.
+    """
+    stderr = io.StringIO()
     with contextlib.ExitStack() as stack:
-        kept = stack.enter_context(watched(name, wanted))
+        records = stack.enter_context(recording(name, wanted))
         stack.enter_context(contextlib.chdir(stack.enter_context(tempfile.TemporaryDirectory())))
-        stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        stack.enter_context(np.errstate())
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(contextlib.redirect_stderr(stderr))
+        stack.enter_context(np.errstate())  # restores numpy's settings, which the agent changes
         try:
-            AGENTS[name].main(of_run)
-        except FloatingPointError as error:
-            fail(f"--optimizer {of_run.optimizer}: {name} on {of_run.env_id}, seed {of_run.seed}, diverges: {error}")
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
-    return kept
+            AGENTS[name].main(args)
+        except SystemExit as end:
+            if end.code != DIVERGED:
+                raise
+            reason = stderr.getvalue().removeprefix("error: ")
+            fail(f"--optimizer {args.optimizer}: {name} on {args.env_id}, seed {args.seed}, diverges: {reason}")
+    return records
 
 
 def record(name, env_id, seed, args):
-    """{(network, moment): (loss, params, x, targets)} of a run, as diagonals.errors has it: a minibatch is a group."""
-    of_run = AGENTS[name].Args(
+    """Return {(network, moment): (loss, params, x, targets)} of a run, the arguments of diagonals.errors.
+
+    A minibatch is a group.
+    """
+    agent_args = AGENTS[name].Args(
         env_id=env_id, seed=seed, total_timesteps=args.total_timesteps, optimizer=args.optimizer, checkpoint_interval=0
     )
-    check_args(of_run)
-    per_rollout = of_run.update_epochs * of_run.num_minibatches if name == "ppo" else 1
-    updates = args.total_timesteps // of_run.num_steps * per_rollout
+    check_args(agent_args)
+    per_rollout = agent_args.update_epochs * agent_args.num_minibatches if name == "ppo" else 1
+    updates = args.total_timesteps // agent_args.num_steps * per_rollout
     span = min(SPAN, updates)
-    # in the middle of equal parts, so that PPO's come from all its epochs and not only from where the ratio is 1
-    within = ((np.arange(args.minibatches) + 0.5) * span / args.minibatches).astype(int)
-    wanted = {moment: {int((updates - span) * at) + int(i) for i in within} for moment, at in MOMENTS.items()}
+    # the middles of equal parts, so that PPO's come from all its epochs, not only from the first, where the ratio is 1
+    offsets = ((np.arange(args.minibatches) + 0.5) * span / args.minibatches).astype(int)
+    wanted = {moment: {int((updates - span) * at) + int(i) for i in offsets} for moment, at in MOMENTS.items()}
     parts = name, env_id.replace("/", "-"), args.optimizer, seed, args.total_timesteps, args.minibatches
     path = args.cache / ("_".join(map(str, parts)) + ".pt")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = run(name, of_run, set.union(*wanted.values()))
-        if not kept:
-            fail(f"--env-ids {env_id}: its actions are choices; only a Gaussian policy's losses are watched")
-        torch.save(kept, path.with_suffix(".part"))
+        records = run(name, agent_args, set.union(*wanted.values()))
+        if not records:
+            fail(f"--env-ids {env_id}: its actions are choices; only a Gaussian policy's minibatches can be recorded")
+        torch.save(records, path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)
-    kept = torch.load(path, weights_only=True)
+    records = torch.load(path, weights_only=True)
     return {
-        (network, moment): _groups(name, network, [k for k in kept if k["network"] == network and k["update"] in of])
-        for network, (moment, of) in itertools.product(("actor", "critic"), wanted.items())
+        (network, moment): _groups(name, [r for r in records if r["network"] == network and r["update"] in chosen])
+        for network, (moment, chosen) in itertools.product(("actor", "critic"), wanted.items())
     }
 
 
-def _groups(name, network, kept):
-    """(loss, params, x, targets) of the minibatches kept of a network, in float64."""
-    stack = lambda tensors: torch.stack(tensors).double()  # noqa: E731
-    params = tuple(map(stack, zip(*(k["params"] for k in kept), strict=True)))
-    x, arguments = stack([k["x"] for k in kept]), [*map(stack, zip(*(k["arguments"] for k in kept), strict=True))]
-    if network == "critic":
-        return diagonals.VALUE, params, x, tuple(arguments[:1])  # returns
+def _groups(name, records):
+    """Return (loss, params, x, targets) of the records of one network, in float64."""
+
+    def stack(tensors):
+        return torch.stack(tensors).double()
+
+    params = tuple(map(stack, zip(*(r["params"] for r in records), strict=True)))
+    x, arguments = stack([r["x"] for r in records]), map(stack, zip(*(r["arguments"] for r in records), strict=True))
+    if records[0]["network"] == "critic":
+        returns, *_ = arguments
+        return diagonals.VALUE, params, x, (returns,)
     log_std, actions, *others = arguments
-    log_std = log_std[:, None].expand(*actions.shape).contiguous()  # every sample's
+    log_std = log_std[:, None].expand(*actions.shape).contiguous()  # each sample's
     if name == "a2c":
-        return diagonals.POLICY_GRADIENT, params, x, (log_std, actions, others[0])  # advantages
+        advantages, *_ = others
+        return diagonals.POLICY_GRADIENT, params, x, (log_std, actions, advantages)
     old_log_probs, advantages, clip_coef, *_ = others
     return diagonals.ppo_with(float(clip_coef[0])), params, x, (log_std, actions, old_log_probs, advantages)
 
 
 def one_by_one(params, x, targets):
-    """The first SINGLES samples of every minibatch, each as a group of its own."""
+    """Return params, x and targets with the first SINGLES samples of every minibatch, each as a group of its own."""
     n = min(SINGLES, x.shape[1])
-    alone = lambda t: t[:, :n].flatten(0, 1)[:, None]  # noqa: E731
-    return tuple(p.repeat_interleave(n, 0) for p in params), alone(x), tuple(map(alone, targets))
+
+    def separate(array):
+        return array[:, :n].flatten(0, 1)[:, None]
+
+    return tuple(p.repeat_interleave(n, 0) for p in params), separate(x), tuple(map(separate, targets))

@@ -2,27 +2,24 @@
 
     scripts/run.sh scripts/evaluate.py runs/FOLDER --episodes 10 --capture-video
 
-FOLDER is a run's: its saved model (--save-model) is played or, where there is none, its newest checkpoint. The
-normalization stays what it was at the end of training. Without a display, set MUJOCO_GL=egl or osmesa for a video.
+FOLDER is a run's folder: its saved model (--save-model) plays or, without one, its newest checkpoint. The
+normalization keeps the statistics of the end of training. Without a display, set MUJOCO_GL=egl or osmesa for a video.
 """
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is imported, as in the agents
-
 import argparse
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from hesscale_envs import EnvironmentFailed, make_env
 from hesscale_run import load_model
-from hesscale_utils import EnvironmentFailed, fail, make_env, parse_args
+from hesscale_utils import fail, limit_threads, parse_args
 from ppo_hesscale import Agent  # a2c_hesscale.py's is the same
 
 
@@ -42,40 +39,40 @@ class Args:
     """whether to record the episodes into videos/"""
 
 
+def describe(obs_dim, action_dim, discrete):
+    """Return the sizes of observations and actions in words."""
+    return f"observations [{obs_dim}] and {f'{action_dim} choices' if discrete else f'actions [{action_dim}]'}"
+
+
 def main(args):
+    limit_threads()
     if args.episodes < 1:
         fail(f"--episodes {args.episodes}: must be at least 1")
     if not 0 <= args.seed < 2**32:
         fail(f"--seed {args.seed}: must be in [0, 2^32)")
     model = load_model(args.path)
-    weights = [p for name, p in model["agent"].items() if name.startswith("actor.") and name.endswith(".weight")]
-    trained_on = weights[0].shape[1], len(weights[-1]), "log_std" not in model["agent"]
+    parameters = model["agent"]
+    weights = [p for name, p in parameters.items() if name.startswith("actor.") and name.endswith(".weight")]
+    gaussian = any(name == "actor.log_std" or name.startswith("actor_std.") for name in parameters)
+    trained_on = weights[0].shape[1], len(weights[-1]), not gaussian
     env_id = args.env_id or model["env_id"]
     name = os.path.basename(os.path.abspath(args.path)).removesuffix(".pt")
     videos = f"videos/{name}__evaluation" if args.capture_video else None
     options = argparse.Namespace(env_id=env_id, gamma=1.0, norm_obs=model["norm_obs"], norm_reward=False)
     env = make_env(options, videos, video_trigger=lambda episode: True)
-
-    def shapes(obs_dim, action_dim, discrete):
-        return f"observations [{obs_dim}] and {f'{action_dim} choices' if discrete else f'actions [{action_dim}]'}"
-
-    given = env.obs_dim, env.action_dim, env.discrete
-    if given != trained_on:
-        fail(f"--env-id {env_id} has {shapes(*given)}, but the agent was trained on {shapes(*trained_on)}")
-    agent = Agent(*given)
-    agent.load_state_dict(model["agent"])
+    found = env.obs_dim, env.action_dim, env.discrete
+    if found != trained_on:
+        fail(f"--env-id {env_id} has {describe(*found)}, but the agent was trained on {describe(*trained_on)}")
+    agent = Agent(*found, model["state_std"])
+    agent.load_state_dict(parameters)
     env.freeze(model["statistics"][0])
-    rng, log_std = np.random.default_rng(args.seed), model["agent"].get("log_std")
+    rng = np.random.default_rng(args.seed)
     returns, lengths = [], []
     for episode in range(args.episodes):
         obs, done = env.reset(seed=args.seed if episode == 0 else None), False
         while not done:
-            output = agent.actor(obs[None])[0]
-            if args.sample and env.discrete:
-                output = output + rng.gumbel(size=env.action_dim)
-            elif args.sample:
-                output = output + np.exp(log_std.numpy()) * rng.standard_normal(env.action_dim, np.float32)
-            obs, _, terminated, truncated = env.step(output.argmax() if env.discrete else output)
+            noise = agent.noise(rng, 1) if args.sample else 0.0
+            obs, _, terminated, truncated = env.step(agent.act(obs[None], noise)[0])
             done = terminated or truncated
         returns.append(env.episode_return)
         lengths.append(env.episode_length)
@@ -89,7 +86,6 @@ def main(args):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     try:
         main(parse_args(Args))
     except EnvironmentFailed as error:

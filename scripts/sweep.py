@@ -40,8 +40,9 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from hesscale_envs import make_env
 from hesscale_run import DIVERGED, INTERRUPTED, folders_like, identity, lock, read_status
-from hesscale_utils import check_args, fail, make_env, parse_args
+from hesscale_utils import check_args, fail, parse_args
 
 ABOUT = ("seed", "env_id", "total_timesteps", "optimizer", "learning_rate")
 # what a run's folder can say of a cell, best first; "killed": it says "running", and no process holds its lock

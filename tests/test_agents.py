@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import a2c_hesscale
+import hesscale_run
 import hesscale_utils
 import ppo_hesscale
 from hesscale_core import OPTIMIZERS, TanhMLP
@@ -169,6 +171,45 @@ def test_discrete_actions_train(train, agent, name):
 
 
 @both
+def test_a_state_dependent_standard_deviation_has_its_own_network_and_trust_region(train, agent):
+    flags = "--env-id Hopper-v4 --state-std --optimizer scaled-adahesscale --total-timesteps 2048 --save-model".split()
+    folder = train(agent, *flags)
+    logged, parameters = scalars(folder), saved_model(folder)["agent"]
+    assert set(logged) == TAGS[agent] | CURVATURE | SCALE | {
+        tag.replace("actor", "actor_std") for tag in CURVATURE | SCALE
+    }
+    assert "actor.log_std" not in parameters and parameters["actor_std.layers.1.weight"].shape == (3, 64)
+    assert logged["hesscale/eta_actor_std"] != logged["hesscale/eta_actor"]
+    done = subprocess.run(
+        [sys.executable, f"{ROOT}/scripts/evaluate.py", folder, "--episodes", "2", "--sample"],
+        capture_output=True, text=True, cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0 and "2 episodes, sampled actions" in done.stdout, done.stderr
+
+
+@both
+def test_an_interrupted_run_with_a_state_dependent_standard_deviation_goes_on_to_the_same_end(
+    train, agent, tmp_path, monkeypatch
+):
+    flags = "--env-id toy_envs:Drift-v0 --state-std --num-steps 64 --total-timesteps 640 --save-model".split()
+    finished = train(agent, *flags)
+    write = hesscale_run.Run.checkpoint
+
+    def interrupt(run, step, get_state):
+        run.signal = signal.SIGUSR1 if step == 320 else None
+        write(run, step, get_state)
+
+    monkeypatch.setattr(hesscale_run.Run, "checkpoint", interrupt)
+    with pytest.raises(SystemExit, match=f"^{hesscale_run.INTERRUPTED}$"):
+        train(agent, *flags)
+    monkeypatch.setattr(sys, "argv", [f"{agent}_hesscale.py", *flags, "--resume", "auto"])
+    AGENTS[agent].main(hesscale_utils.parse_args(AGENTS[agent].Args))
+    (resumed,) = set((tmp_path / "runs").iterdir()) - {finished}
+    expected, found = (saved_model(folder)["agent"] for folder in (finished, resumed))
+    assert len(found) == 16 and all(found[name].equal(p) for name, p in expected.items())
+
+
+@both
 def test_cart_pole_is_learnt(train, agent):
     """Ten times what a random policy gets (22), in a tenth of the steps that solving it takes."""
     steps = 20_000 if agent == "ppo" else 40_000
@@ -206,7 +247,7 @@ def test_gradient_clipping_bounds_the_update(train, agent):
     """Adam forgives any scale of the gradient, but not one below its eps."""
     flags = "--env-id toy_envs:Shapes-v0 --optimizer adam --num-steps 128 --total-timesteps 128 --save-model".split()
     moved = [
-        saved_model(train(agent, *flags, *more))["agent"]["log_std"].abs().max()
+        saved_model(train(agent, *flags, *more))["agent"]["actor.log_std"].abs().max()
         for more in ([], ["--max-grad-norm", "1e-9"])
     ]
     assert moved[0] > 1e-4 > 1e-6 > moved[1]
@@ -215,8 +256,8 @@ def test_gradient_clipping_bounds_the_update(train, agent):
 def test_target_kl_stops_the_epochs(train, monkeypatch):
     """A threshold that the first epoch passes leaves one epoch of two."""
     losses = []
-    original = ppo_hesscale.gaussian_ppo_loss
-    monkeypatch.setattr(ppo_hesscale, "gaussian_ppo_loss", lambda *args: losses.append(1) or original(*args))
+    original = ppo_hesscale.ppo_loss
+    monkeypatch.setattr(ppo_hesscale, "ppo_loss", lambda *args: losses.append(1) or original(*args))
     flags = "--env-id toy_envs:Toggle-v0 --optimizer adam --num-steps 128 --total-timesteps 128 --num-minibatches 4"
     for more, expected in ((), 8), (("--target-kl", "1e-9"), 4), (("--target-kl", "1e9"), 8):
         losses.clear()
@@ -232,8 +273,7 @@ def test_tensors_and_arrays_train_alike(train, agent, env_id, monkeypatch):
     if agent == "ppo":
         flags += "--num-steps 256 --num-minibatches 4 --update-epochs 2 --clip-vloss".split()
     arrays = scalars(train(agent, *flags))
-    to_numpy = lambda x: x.detach().numpy() if isinstance(x, torch.Tensor) else x  # noqa: E731
-    monkeypatch.setattr(AGENTS[agent], "array_functions", lambda device: (torch.as_tensor, to_numpy))
+    monkeypatch.setattr(AGENTS[agent], "make_to_net", lambda device: torch.as_tensor)
     tensors = scalars(train(agent, *flags))
     assert set(arrays) == set(tensors)
     for tag in set(arrays) - {"charts/SPS"}:
@@ -287,6 +327,7 @@ BAD_INPUT = [
     ("--gae-lambda nan", "--gae-lambda nan: must be in [0, 1]"),
     ("--seed -1", "--seed -1: must be in [0, 2^32)"),
     ("--optimizer sgdd", f"--optimizer sgdd: choose one of {', '.join(OPTIMIZERS)}"),
+    ("--state-std --env-id CartPole-v1", "--state-std: CartPole-v1 has discrete actions"),
     ("--seed abc", "Error parsing --seed: invalid literal"),
     ("--sede 1", "Unrecognized options: --sede"),
 ]

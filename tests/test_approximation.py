@@ -1,4 +1,4 @@
-"""The diagonals that experiments/ compares, against brute force; and the experiments run."""
+"""The diagonals that experiments/ compares, against brute force; and the experiments from end to end."""
 
 import csv
 import gzip
@@ -33,7 +33,7 @@ def close(a, b, **tolerances):
 
 
 def random_case(name, seed, hidden=None, groups=3, batch=None):
-    """A Loss; parameters, inputs and targets of random sizes; and the loss of a batch's outputs in torch's words."""
+    """Return a Loss, params, x and targets of random sizes, and the loss of a batch's outputs written with torch."""
     torch.manual_seed(seed)
     pick = lambda low, high: int(torch.randint(low, high, ()))  # noqa: E731
     batch = batch or pick(2, 6)
@@ -67,7 +67,7 @@ def random_case(name, seed, hidden=None, groups=3, batch=None):
 
 
 def make_net(params, g):
-    """Group g's network, as the agents have it."""
+    """Return group g's network, a TanhMLP as the agents have it."""
     sizes = [params[0].shape[-1], *(b.shape[-1] for b in params[1::2])]
     net = TanhMLP(sizes[0], sizes[1:-1], sizes[-1]).double()
     for p, values in zip(net.parameters(), params, strict=True):
@@ -80,15 +80,15 @@ def network(params, g, x):
 
 
 def unflatten(vector, params):
-    """A vector over one group's parameters, as layers."""
+    """Return a vector over one group's parameters as layers."""
     parts = [
         part.view(p.shape[1:]) for part, p in zip(vector.split([p[0].numel() for p in params]), params, strict=True)
     ]
     return [torch.cat([w, b[:, None]], 1) for w, b in zip(parts[::2], parts[1::2], strict=True)]
 
 
-def of_vector(params, g, x, targets, batch_loss):
-    """Group g's loss, and its output, as functions of one vector of all parameters."""
+def as_functions(params, g, x, targets, batch_loss):
+    """Return group g's parameters as one vector, and two functions of it: the network's output, and the loss."""
     net = make_net(params, g)
     sizes, shapes = [p.numel() for p in net.parameters()], [p.shape for p in net.parameters()]
     names = [name for name, _ in net.named_parameters()]
@@ -109,36 +109,36 @@ def compute(case, samples=3, seed=0):
 @pytest.mark.parametrize("seed", range(3))
 def test_exact_diagonal_is_that_of_the_full_hessian_of_all_parameters(name, seed):
     case = random_case(name, seed)
-    of = compute(case)
+    computed = compute(case)
     for g in range(len(case[2])):
-        vector, _, loss = of_vector(*case[1:2], g, *case[2:])
+        vector, _, loss = as_functions(*case[1:2], g, *case[2:])
         full = torch.autograd.functional.hessian(loss, vector)
-        for layer, expected in zip(of["H"], unflatten(full.diagonal(), case[1]), strict=True):
+        for layer, expected in zip(computed["H"], unflatten(full.diagonal(), case[1]), strict=True):
             close(layer[g], expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ggn_is_the_diagonal_of_jacobian_hessian_jacobian(name):
     case = random_case(name, seed=3)
-    of = compute(case)
+    computed = compute(case)
     for g in range(len(case[2])):
-        vector, output, _ = of_vector(*case[1:2], g, *case[2:])
+        vector, output, _ = as_functions(*case[1:2], g, *case[2:])
         jacobian = torch.autograd.functional.jacobian(output, vector).flatten(0, 1)
         out, of_group = output(vector), [t[g] for t in case[3]]
         hess = torch.autograd.functional.hessian(lambda out: case[4](out, *of_group), out).reshape(out.numel(), -1)  # noqa: B023
         expected = unflatten((jacobian.T @ hess @ jacobian).diagonal(), case[1])
-        for layer, expected_layer in zip(of["GGN"], expected, strict=True):
+        for layer, expected_layer in zip(computed["GGN"], expected, strict=True):
             close(layer[g], expected_layer)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_squared_gradient_is_that_of_the_batch(name):
     case = random_case(name, seed=4)
-    of = compute(case)
+    computed = compute(case)
     for g in range(len(case[2])):
-        vector, _, loss = of_vector(*case[1:2], g, *case[2:])
+        vector, _, loss = as_functions(*case[1:2], g, *case[2:])
         (grad,) = torch.autograd.grad(loss(vector.requires_grad_()), vector)
-        for layer, expected in zip(of["g²"], unflatten(grad**2, case[1]), strict=True):
+        for layer, expected in zip(computed["g²"], unflatten(grad**2, case[1]), strict=True):
             close(layer[g], expected)
 
 
@@ -148,7 +148,7 @@ def test_preactivation_hessians_are_those_in_the_biases(name):
     case = random_case(name, seed=5, batch=1)
     matrices = diagonals.preactivation_hessians(*case[:4])
     for g in range(len(case[2])):
-        vector, _, loss = of_vector(*case[1:2], g, *case[2:])
+        vector, _, loss = as_functions(*case[1:2], g, *case[2:])
         full, end = torch.autograd.functional.hessian(loss, vector), 0
         for weight, bias, matrix in zip(case[1][::2], case[1][1::2], matrices, strict=True):
             start = end + weight[0].numel()
@@ -159,42 +159,42 @@ def test_preactivation_hessians_are_those_in_the_biases(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_hesscale_is_the_cores_and_exact_at_the_last_layer(name):
     case = random_case(name, seed=6)
-    of = compute(case)
+    computed = compute(case)
     for method in ("HesScale", "HesScaleGN"):
-        close(of[method][-1], of["H"][-1])
+        close(computed[method][-1], computed["H"][-1])
     for g in range(len(case[2])):
         net = make_net(case[1], g)
-        _, grad, hess, *_ = case[0].core(net(case[2][g]).detach(), *(t[g] for t in case[3]))
+        loss = case[0].core(net(case[2][g]), *(t[g] for t in case[3]))
         for method in ("HesScale", "HesScaleGN"):
-            net.backward(grad, hess, gauss_newton=method == "HesScaleGN")
+            net.backward(loss.grad, loss.hess, gauss_newton=method == "HesScaleGN")
             expected = unflatten(torch.cat([p.hess.reshape(-1) for p in net.parameters()]), case[1])
-            for layer, expected_layer in zip(of[method], expected, strict=True):
+            for layer, expected_layer in zip(computed[method], expected, strict=True):
                 close(layer[g], expected_layer)
 
 
 def test_hesscale_is_exact_and_its_gn_the_ggn_for_networks_one_unit_wide():
-    of = compute(random_case("value", seed=7, hidden=[1, 1, 1]))
+    computed = compute(random_case("value", seed=7, hidden=[1, 1, 1]))
     for method, reference in (("HesScale", "H"), ("HesScaleGN", "GGN")):
-        for layer, expected in zip(of[method], of[reference], strict=True):
+        for layer, expected in zip(computed[method], computed[reference], strict=True):
             close(layer, expected)
 
 
 @pytest.mark.parametrize("name", ["policy gradient", "value"])
 def test_hesscale_gn_is_the_ggn_with_one_hidden_layer_and_a_diagonal_output_hessian(name):
-    of = compute(random_case(name, seed=8, hidden=[4]))
-    for layer, expected in zip(of["HesScaleGN"], of["GGN"], strict=True):
+    computed = compute(random_case(name, seed=8, hidden=[4]))
+    for layer, expected in zip(computed["HesScaleGN"], computed["GGN"], strict=True):
         close(layer, expected)
-    assert not torch.allclose(of["HesScaleGN"][0], of["H"][0])
+    assert not torch.allclose(computed["HesScaleGN"][0], computed["H"][0])
 
 
 def test_hesscale_gn_is_not_the_ggn_where_the_output_hessian_is_not_diagonal():
-    of = compute(random_case("cross-entropy", seed=8, hidden=[4]))
-    assert not torch.allclose(of["HesScaleGN"][0], of["GGN"][0])
+    computed = compute(random_case("cross-entropy", seed=8, hidden=[4]))
+    assert not torch.allclose(computed["HesScaleGN"][0], computed["GGN"][0])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ggn_mc_is_unbiased(name, monkeypatch):
-    monkeypatch.setattr(diagonals, "adahessian", lambda *args: (None, None))  # as many samples would take it long
+    monkeypatch.setattr(diagonals, "adahessian", lambda *args: (None, None))  # slow with so many samples
     case = random_case(name, seed=9, hidden=[3, 2])
     samples = 20_000
     many, few = compute(case, samples), compute(case, 1)
@@ -219,7 +219,7 @@ def test_adahessian_is_unbiased(name, monkeypatch):
     samples = 20_000
     _, mean = diagonals.adahessian(*case[:4], samples, torch.Generator().manual_seed(0))
     for g in range(2):
-        vector, _, loss = of_vector(*case[1:2], g, *case[2:])
+        vector, _, loss = as_functions(*case[1:2], g, *case[2:])
         full = torch.autograd.functional.hessian(loss, vector)
         spread = ((full**2).sum(1) - full.diagonal() ** 2).sqrt()  # of z * (Hz)
         for layer, exact, s in zip(mean, unflatten(full.diagonal(), case[1]), unflatten(spread, case[1]), strict=True):
@@ -227,7 +227,7 @@ def test_adahessian_is_unbiased(name, monkeypatch):
 
 
 def test_a_sample_of_adahessian_is_the_cores(monkeypatch):
-    """The same z gives the same z * (Hz), and the average is over all of the samples."""
+    """The same z gives the same z * (Hz), and the average is over all samples."""
     case = random_case("ppo", seed=12, groups=1)
     z = [torch.randint(0, 2, (1, 13, *p.shape[1:])).double() * 2 - 1 for p in case[1]]
     pieces = iter([z_p[:, :10] for z_p in z] + [z_p[:, 10:] for z_p in z])
@@ -247,7 +247,10 @@ def test_a_sample_of_adahessian_is_the_cores(monkeypatch):
 
 
 def literal_bl89(net, x, target, softmax):
-    """Eq. 1-4 with loops for one sample; softmax or log-softmax is an element-wise layer under a loss of its own."""
+    """Return BL89's layers for one sample by Eq. 1-4 with loops.
+
+    Softmax, or log-softmax, is an element-wise layer below a loss of its own.
+    """
     weights, biases = [layer.weight for layer in net.layers], [layer.bias for layer in net.layers]
     activations = [x]
     for w, b in zip(weights[:-1], biases[:-1], strict=True):
@@ -282,19 +285,19 @@ def literal_bl89(net, x, target, softmax):
 @pytest.mark.parametrize("seed", range(3))
 def test_bl89_is_the_literal_recursion(softmax, seed):
     case = random_case("cross-entropy", seed)
-    of = compute(case)
+    computed = compute(case)
     with torch.no_grad():
         for g in range(len(case[2])):
             samples = [
                 literal_bl89(make_net(case[1], g), *sample, softmax)
                 for sample in zip(case[2][g], case[3][0][g], strict=True)
             ]
-            for layer, expected in zip(of["BL89"], zip(*samples, strict=True), strict=True):
+            for layer, expected in zip(computed["BL89"], zip(*samples, strict=True), strict=True):
                 close(layer[g], torch.stack(expected).mean(0))
 
 
 def test_bl89_with_the_whole_softmax_jacobian_would_be_hesscale():
-    """Eq. 4 with its sum over k, of a loss in one probability: nothing off the diagonal is left out."""
+    """Eq. 4 with its sum over k, of a loss that depends on one probability: it has no off-diagonal term to drop."""
     q = torch.softmax(torch.randn(5, dtype=torch.float64), 0)
     jacobian = torch.diag(q) - torch.outer(q, q)
     bend = torch.func.jacrev(torch.func.jacrev(lambda a: torch.softmax(a, 0)))(q.log())[2].diagonal()
@@ -305,14 +308,14 @@ def test_bl89_with_the_whole_softmax_jacobian_would_be_hesscale():
 def test_errors_are_l1_distances_whatever_the_chunks(name, monkeypatch):
     case = random_case(name, seed=13)
     errors = diagonals.errors(*case[:4], torch.Generator().manual_seed(0), 3)
-    of = compute(case)
+    computed = compute(case)
     assert set(diagonals.METHODS) - set(errors) == ({"BL89"} if name != "cross-entropy" else set())
     for method, error in errors.items():
-        if method in of:
-            expected = [(a - b).abs().sum((1, 2)) for a, b in zip(of[method], of["H"], strict=True)]
+        if method in computed:
+            expected = [(a - b).abs().sum((1, 2)) for a, b in zip(computed[method], computed["H"], strict=True)]
             close(torch.as_tensor(error), torch.stack(expected, 1))
-    close(torch.as_tensor(errors["|diag(H)|"]), torch.stack([h.abs().sum((1, 2)) for h in of["H"]], 1))
-    between = [(a - b).abs().sum((1, 2)) for a, b in zip(of["HesScaleGN"], of["GGN"], strict=True)]
+    close(torch.as_tensor(errors["|diag(H)|"]), torch.stack([h.abs().sum((1, 2)) for h in computed["H"]], 1))
+    between = [(a - b).abs().sum((1, 2)) for a, b in zip(computed["HesScaleGN"], computed["GGN"], strict=True)]
     close(torch.as_tensor(errors["HesScaleGN to GGN"]), torch.stack(between, 1))
     monkeypatch.setattr(diagonals, "GROUPS", 1)
     in_pieces = diagonals.errors(*case[:4], torch.Generator().manual_seed(0), 3)
@@ -381,7 +384,7 @@ def test_bad_data_is_one_clear_line(tmp_path, content, suffix):
         ("--data no/folder", "--data no/folder: has no train-images-idx3-ubyte"),
         ("--seeds 0", "--seeds 0: must be at least 1"),
         ("--agents dqn", "--agents dqn: choose from a2c, ppo"),
-        ("--optimizer adahessian", "--optimizer adahessian: works without TanhMLP.backward"),
+        ("--optimizer adahessian", "--optimizer adahessian: never calls TanhMLP.backward"),
     ],
 )
 def test_bad_flags_are_one_line(script, flags, message, monkeypatch):
@@ -392,33 +395,43 @@ def test_bad_flags_are_one_line(script, flags, message, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a2c", "ppo"])
-def test_what_is_kept_of_an_agent_is_what_its_updates_were_made_of(name):
-    """SGD's next parameters follow from the parameters, inputs and arguments kept of an update."""
+def test_an_update_follows_from_its_record(name):
+    """The parameters, inputs and arguments recorded give SGD's next parameters."""
     agent = minibatches.AGENTS[name]
-    before = TanhMLP.backward, agent.value_loss
-    of_run = agent.Args(env_id="Pendulum-v1", total_timesteps=64, num_steps=32, optimizer="sgd", checkpoint_interval=0)
+    before = TanhMLP.backward, agent.value_loss, getattr(agent, minibatches.POLICY_LOSSES[name])
+    args = agent.Args(env_id="Pendulum-v1", total_timesteps=64, num_steps=32, optimizer="sgd", checkpoint_interval=0)
     if name == "ppo":
-        of_run.num_minibatches, of_run.update_epochs = 4, 2
-    kept = minibatches.run(name, of_run, {0, 1})
-    assert (TanhMLP.backward, agent.value_loss) == before
-    assert sorted((k["update"], k["network"]) for k in kept) == [(u, n) for u in (0, 1) for n in ("actor", "critic")]
+        args.num_minibatches, args.update_epochs = 4, 2
+    records = minibatches.run(name, args, {0, 1})
+    assert (TanhMLP.backward, agent.value_loss, getattr(agent, minibatches.POLICY_LOSSES[name])) == before
+    updates = sorted((record["update"], record["network"]) for record in records)
+    assert updates == [(update, network) for update in (0, 1) for network in ("actor", "critic")]
     for network in ("actor", "critic"):
-        loss, params, x, targets = minibatches._groups(name, network, [k for k in kept if k["network"] == network])
+        loss, params, x, targets = minibatches._groups(name, [r for r in records if r["network"] == network])
         net = make_net(params, 0)
-        result = loss.core(net(x[0]).detach(), *(t[0] for t in targets))
-        net.backward(*result[1:3])
-        for p, now, then in zip(net.parameters(), *([p[i] for p in params] for i in (0, 1)), strict=True):
-            close(now - of_run.learning_rate * p.grad, then, rtol=1e-5, atol=1e-6)
-            assert not torch.equal(now, then)
+        result = loss.core(net(x[0]), *(t[0] for t in targets))
+        net.backward(result.grad, result.hess)
+        for p, start, end in zip(net.parameters(), *([p[i] for p in params] for i in (0, 1)), strict=True):
+            close(start - args.learning_rate * p.grad, end, rtol=1e-5, atol=1e-6)
+            assert not torch.equal(start, end)
 
 
-def test_an_agent_that_diverges_is_one_line(monkeypatch):
-    of_run = minibatches.AGENTS["a2c"].Args(env_id="Pendulum-v1", total_timesteps=64, learning_rate=1e30)
-    of_run.optimizer, backward = "sgd", TanhMLP.backward
+def test_a_run_of_a_discrete_policy_is_refused(tmp_path):
+    args = SimpleNamespace(total_timesteps=64, optimizer="sgd", minibatches=2, cache=tmp_path / "cache")
     with pytest.raises(SystemExit) as error:
-        minibatches.run("a2c", of_run, set())
+        minibatches.record("a2c", "CartPole-v1", 1, args)
+    assert str(error.value).startswith("error: --env-ids CartPole-v1: its actions are choices")
+
+
+def test_an_agent_that_diverges_is_one_line(tmp_path, monkeypatch, capsys):
+    args, backward = minibatches.AGENTS["a2c"].Args(env_id="Pendulum-v1", total_timesteps=64), TanhMLP.backward
+    args.optimizer, args.learning_rate = "sgd", 1e30
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        minibatches.run("a2c", args, set())
     assert str(error.value).startswith("error: --optimizer sgd: a2c on Pendulum-v1, seed 1, diverges: ")
-    assert TanhMLP.backward == backward
+    assert "\n" not in str(error.value) and not capsys.readouterr().err
+    assert TanhMLP.backward == backward and not list(tmp_path.iterdir())
 
 
 def test_a_run_is_recorded_once(tmp_path, monkeypatch):

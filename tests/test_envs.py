@@ -6,7 +6,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from hesscale_utils import NormalizedEnv, make_env
+import hesscale_envs
+from hesscale_envs import EnvironmentFailed, NormalizedEnv, make_env, make_envs
 
 
 def cleanrl_env(env_id, gamma):
@@ -71,3 +72,38 @@ def test_discrete_actions_start_where_the_space_starts():
     env.reset(seed=0)
     assert env.discrete and env.action_dim == 3
     assert [env.step(np.int64(choice))[1] for choice in range(3)] == [5.0, 6.0, 7.0]
+
+
+@pytest.mark.parametrize("capture_video, recorded", [(True, ["videos/a_run", None, None]), (False, [None] * 3)])
+def test_the_first_of_several_environments_records_videos(monkeypatch, capture_video, recorded):
+    folders = []
+    monkeypatch.setattr(hesscale_envs, "make_env", lambda args, video_folder: folders.append(video_folder) or args)
+    args = SimpleNamespace(num_envs=3, capture_video=capture_video)
+    assert make_envs(args, "a_run") == [args] * 3
+    assert folders == recorded
+
+
+@pytest.mark.parametrize("method", ["reset", "step"])
+def test_an_exception_in_an_environment_is_an_environment_failure(monkeypatch, method):
+    env = NormalizedEnv(gym.make("toy_envs:Toggle-v0"), 0.9)
+    env.reset(seed=0)
+
+    def raise_error(*args, **kwargs):
+        raise OSError("no simulator")
+
+    monkeypatch.setattr(type(env.env.unwrapped), method, raise_error)
+    with pytest.raises(EnvironmentFailed, match=rf"raised in {method}: OSError\('no simulator'\)"):
+        env.reset() if method == "reset" else env.step(np.zeros(1, np.float32))
+
+
+def test_frozen_statistics_normalize_and_do_not_move():
+    env = NormalizedEnv(gym.make("toy_envs:Shapes-v0"), 0.9)
+    env.reset(seed=0)
+    statistics = env.get_state()["statistics"]
+    other = NormalizedEnv(gym.make("toy_envs:Shapes-v0"), 0.9)
+    other.freeze(statistics)
+    first = other.reset(seed=1)
+    raw = other.env.unwrapped.reset(seed=1)[0].ravel()
+    expected = np.float32((raw - env.obs_rms.mean) / np.sqrt(env.obs_rms.var + 1e-8))
+    np.testing.assert_array_equal(first, np.clip(expected, -10, 10))
+    np.testing.assert_array_equal(other.obs_rms.mean, env.obs_rms.mean)

@@ -7,24 +7,13 @@ import pytest
 import torch
 from torch.distributions import Categorical, Normal
 
-from hesscale_core import (
-    cross_entropy_loss,
-    gaussian_entropy,
-    gaussian_log_prob,
-    gaussian_policy_gradient_loss,
-    gaussian_ppo_loss,
-    softmax_entropy,
-    softmax_log_prob,
-    softmax_policy_gradient_loss,
-    softmax_ppo_loss,
-    value_loss,
-)
+from hesscale_core import Gaussian, Softmax, cross_entropy_loss, policy_gradient_loss, ppo_loss, value_loss
 
 CLIP = 0.2
 
 
 def reference(loss, x):
-    """Loss, gradient and diagonal of the full Hessian of `loss` at `x`, by autograd."""
+    """Return loss, gradient and diagonal of the full Hessian of `loss` at `x`, by autograd."""
     x = x.detach().clone().requires_grad_()
     value = loss(x)
     (grad,) = torch.autograd.grad(value, x, create_graph=True)
@@ -37,7 +26,10 @@ def assert_equal(ours, theirs):
 
 
 def random_policy(seed, shared):
-    """A Gaussian policy's output and batch of random size; the ratios lie on all sides of the clipping interval."""
+    """Return mean and log_std, actions, old log-probabilities and advantages of a batch of random size.
+
+    The ratios lie on all sides of the clipping interval.
+    """
     torch.manual_seed(seed)
     batch, dims = int(torch.randint(1, 40, ())), int(torch.randint(1, 8, ()))
     mean = torch.randn(batch, dims, dtype=torch.float64)
@@ -60,11 +52,11 @@ def autograd_ppo(mean, log_std, actions, old_log_probs, advantages, ent_coef):
     return -surrogate.mean() - ent_coef * policy.entropy().sum(1).mean()
 
 
-def check_policy_loss(ours, loss, mean, log_std):
+def check_gaussian_loss(ours, loss, mean, log_std):
     value, grad, hess = reference(lambda m: loss(m, log_std), mean)
     assert_equal(ours.loss, value)
-    assert_equal(ours.grad_mean, grad)
-    assert_equal(ours.hess_mean, hess)
+    assert_equal(ours.grad, grad)
+    assert_equal(ours.hess, hess)
     _, grad, hess = reference(lambda s: loss(mean, s), log_std)
     assert_equal(ours.grad_log_std, grad)
     assert_equal(ours.hess_log_std, hess)
@@ -75,8 +67,9 @@ def check_policy_loss(ours, loss, mean, log_std):
 @pytest.mark.parametrize("seed", range(8))
 def test_policy_gradient_derivatives_are_exact(kind, seed, shared, ent_coef):
     mean, log_std, actions, _, advantages = random_policy(seed, shared)
-    ours = gaussian_policy_gradient_loss(*map(kind, (mean, log_std, actions, advantages)), ent_coef=ent_coef)
-    check_policy_loss(ours, lambda m, s: autograd_pg(m, s, actions, advantages, ent_coef), mean, log_std)
+    policy = Gaussian(kind(mean), kind(log_std))
+    ours = policy_gradient_loss(policy, kind(actions), kind(advantages), ent_coef)
+    check_gaussian_loss(ours, lambda m, s: autograd_pg(m, s, actions, advantages, ent_coef), mean, log_std)
 
 
 @pytest.mark.parametrize("ent_coef", [0.0, 0.03])
@@ -84,9 +77,10 @@ def test_policy_gradient_derivatives_are_exact(kind, seed, shared, ent_coef):
 @pytest.mark.parametrize("seed", range(8))
 def test_ppo_derivatives_are_exact(kind, seed, shared, ent_coef):
     mean, log_std, actions, old_log_probs, advantages = random_policy(seed, shared)
-    ours = gaussian_ppo_loss(*map(kind, (mean, log_std, actions, old_log_probs, advantages)), CLIP, ent_coef=ent_coef)
+    policy = Gaussian(kind(mean), kind(log_std))
+    ours = ppo_loss(policy, *map(kind, (actions, old_log_probs, advantages)), CLIP, ent_coef)
     loss = lambda m, s: autograd_ppo(m, s, actions, old_log_probs, advantages, ent_coef)  # noqa: E731
-    check_policy_loss(ours, loss, mean, log_std)
+    check_gaussian_loss(ours, loss, mean, log_std)
 
 
 def test_random_batches_hold_every_branch_of_the_surrogate():
@@ -100,11 +94,11 @@ def test_random_batches_hold_every_branch_of_the_surrogate():
 
 
 def ppo_sample(ratio, advantage, kind):
-    """One sample with the given ratio and advantage."""
+    """Return the loss of one sample with the given ratio and advantage, and its four derivatives."""
     mean, log_std = torch.zeros(1, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     actions = torch.tensor([[0.5, -1.5]], dtype=torch.float64)
-    old = Normal(mean, log_std.exp()).log_prob(actions).sum(1) - math.log(ratio)
-    return gaussian_ppo_loss(*map(kind, (mean, log_std, actions, old, torch.tensor([advantage]).double())), CLIP)
+    old, advantages = Normal(mean, log_std.exp()).log_prob(actions).sum(1) - math.log(ratio), torch.tensor([advantage])
+    return ppo_loss(Gaussian(kind(mean), kind(log_std)), *map(kind, (actions, old, advantages.double())), CLIP)[:5]
 
 
 @pytest.mark.parametrize("ratio, advantage", [(1.3, 1.0), (0.7, -1.0)])
@@ -114,10 +108,11 @@ def test_clipped_samples_contribute_nothing(kind, ratio, advantage):
 
 
 def test_a_clipped_ratio_may_overflow(kind):
-    mean, log_std, actions = torch.zeros(1, 2), torch.zeros(2), torch.ones(1, 2)
-    ours = gaussian_ppo_loss(*map(kind, (mean, log_std, actions, torch.tensor([-1e4]), torch.ones(1))), CLIP)
+    policy = Gaussian(kind(torch.zeros(1, 2)), kind(torch.zeros(2)))
+    with np.errstate(over="ignore"):
+        ours = ppo_loss(policy, *map(kind, (torch.ones(1, 2), torch.tensor([-1e4]), torch.ones(1))), CLIP)
     assert float(ours.loss) == pytest.approx(-1 - CLIP)
-    for derivative in ours[1:]:
+    for derivative in ours[1:5]:
         assert not derivative.any()
         assert torch.as_tensor(derivative).dtype == torch.float32
 
@@ -137,11 +132,11 @@ def in_variance(grad_log_std, hess_log_std, variance):
 def test_papers_log_likelihood_in_the_variance_agrees(seed):
     """App. B.2, for the loss -A log q of C.1 with A = 1 and a batch of one."""
     mean, log_std, actions, _, _ = (t[:1] for t in random_policy(seed, False))
-    ours = gaussian_policy_gradient_loss(mean, log_std, actions, torch.ones(1).double())
+    ours = policy_gradient_loss(Gaussian(mean, log_std), actions, torch.ones(1).double())
     variance, error = (2 * log_std).exp(), actions - mean
     grad, hess = in_variance(ours.grad_log_std, ours.hess_log_std, variance)
-    assert_equal(ours.grad_mean, -error / variance)
-    assert_equal(ours.hess_mean, 1 / variance)
+    assert_equal(ours.grad, -error / variance)
+    assert_equal(ours.hess, 1 / variance)
     assert_equal(grad, -0.5 * (error**2 / variance - 1) / variance)
     assert_equal(hess, -(0.5 - error**2 / variance) / variance**2)
 
@@ -150,21 +145,23 @@ def test_papers_log_likelihood_in_the_variance_agrees(seed):
 def test_papers_probability_in_the_variance_agrees(seed):
     """App. C.3's derivatives of the density p, for a ratio p / p_old inside the interval."""
     mean, log_std, actions, _, _ = (t[:1] for t in random_policy(seed, False))
-    p = gaussian_log_prob(mean, log_std, actions).exp()
-    ours = gaussian_ppo_loss(mean, log_std, actions, p.log(), -torch.ones(1).double(), CLIP)  # the loss is p / p_old
+    policy = Gaussian(mean, log_std)
+    p = policy.log_prob(actions).exp()
+    ours = ppo_loss(policy, actions, p.log(), -torch.ones(1).double(), CLIP)  # the loss is p / p_old
     variance, error = (2 * log_std).exp(), actions - mean
     grad, hess = in_variance(ours.grad_log_std, ours.hess_log_std, variance)
     grad_mean, grad_variance = p * error / variance, p * (error**2 / variance - 1) / (2 * variance)
     hess_mean = (error * grad_mean - p) / variance
     hess_variance = (variance * grad_variance - p) * (error**2 / variance - 1) / (2 * variance**2)
     hess_variance = hess_variance - 0.5 * p * error**2 / variance**3
-    assert_equal(ours.grad_mean * p, grad_mean)
-    assert_equal(ours.hess_mean * p, hess_mean)
+    assert_equal(ours.grad * p, grad_mean)
+    assert_equal(ours.hess * p, hess_mean)
     assert_equal(grad * p, grad_variance)
     assert_equal(hess * p, hess_variance)
 
 
 def random_softmax_policy(seed):
+    """Return logits, actions, old log-probabilities and advantages of a batch of random size."""
     torch.manual_seed(seed)
     batch, classes = int(torch.randint(1, 40, ())), int(torch.randint(2, 8, ()))
     logits = 1.5 * torch.randn(batch, classes, dtype=torch.float64)
@@ -172,6 +169,12 @@ def random_softmax_policy(seed):
     advantages = torch.randn(batch, dtype=torch.float64)
     old_log_probs = Categorical(logits=logits).log_prob(actions) + 0.4 * torch.randn(batch, dtype=torch.float64)
     return logits, actions, old_log_probs, advantages
+
+
+def check_softmax_loss(ours, loss, logits):
+    for part, expected in zip(ours[:3], reference(loss, logits), strict=True):
+        assert_equal(part, expected)
+    assert ours.grad_log_std is ours.hess_log_std is None
 
 
 @pytest.mark.parametrize("ent_coef", [0.0, 0.03])
@@ -183,9 +186,8 @@ def test_softmax_policy_gradient_derivatives_are_exact(kind, seed, ent_coef):
         policy = Categorical(logits=x)
         return (-advantages * policy.log_prob(actions)).mean() - ent_coef * policy.entropy().mean()
 
-    ours = softmax_policy_gradient_loss(*map(kind, (logits, actions, advantages)), ent_coef=ent_coef)
-    for part, expected in zip(ours, reference(loss, logits), strict=True):
-        assert_equal(part, expected)
+    ours = policy_gradient_loss(Softmax(kind(logits)), kind(actions), kind(advantages), ent_coef)
+    check_softmax_loss(ours, loss, logits)
 
 
 @pytest.mark.parametrize("ent_coef", [0.0, 0.03])
@@ -199,33 +201,32 @@ def test_softmax_ppo_derivatives_are_exact(kind, seed, ent_coef):
         surrogate = torch.min(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages)
         return -surrogate.mean() - ent_coef * policy.entropy().mean()
 
-    ours = softmax_ppo_loss(*map(kind, (logits, actions, old_log_probs, advantages)), CLIP, ent_coef=ent_coef)
-    for part, expected in zip(ours, reference(loss, logits), strict=True):
-        assert_equal(part, expected)
+    ours = ppo_loss(Softmax(kind(logits)), *map(kind, (actions, old_log_probs, advantages)), CLIP, ent_coef)
+    check_softmax_loss(ours, loss, logits)
 
 
 @pytest.mark.parametrize("loss", ["pg", "ppo", "value", "clipped value", "softmax pg", "softmax ppo", "cross-entropy"])
 def test_losses_of_tensors_are_differentiable_and_agree_with_their_own_derivatives(loss):
-    """What AdaHessian differentiates is what the others have derivatives of."""
+    """AdaHessian's optimizers differentiate the same loss as the others have derivatives of."""
     mean, log_std, actions, old_log_probs, advantages = random_policy(5, True)
     logits, choices, old, softmax_advantages = random_softmax_policy(5)
     x = (mean if loss in ("pg", "ppo") else logits if "softmax" in loss or "cross" in loss else old).clone()
     x.requires_grad_()
     log_std.requires_grad_()
     ours = {
-        "pg": lambda: gaussian_policy_gradient_loss(x, log_std, actions, advantages, 0.1),
-        "ppo": lambda: gaussian_ppo_loss(x, log_std, actions, old_log_probs, advantages, CLIP, 0.1),
+        "pg": lambda: policy_gradient_loss(Gaussian(x, log_std), actions, advantages, 0.1),
+        "ppo": lambda: ppo_loss(Gaussian(x, log_std), actions, old_log_probs, advantages, CLIP, 0.1),
         "value": lambda: value_loss(x, softmax_advantages),
         "clipped value": lambda: value_loss(x, softmax_advantages, old + 0.3, CLIP),
-        "softmax pg": lambda: softmax_policy_gradient_loss(x, choices, softmax_advantages, 0.1),
-        "softmax ppo": lambda: softmax_ppo_loss(x, choices, old, softmax_advantages, CLIP, 0.1),
+        "softmax pg": lambda: policy_gradient_loss(Softmax(x), choices, softmax_advantages, 0.1),
+        "softmax ppo": lambda: ppo_loss(Softmax(x), choices, old, softmax_advantages, CLIP, 0.1),
         "cross-entropy": lambda: cross_entropy_loss(x, choices),
     }[loss]()
     ours.loss.backward()
-    assert_equal(ours[1], x.grad)
+    assert_equal(ours.grad, x.grad)
     if loss in ("pg", "ppo"):
         assert_equal(ours.grad_log_std, log_std.grad)
-    assert not any(part.requires_grad for part in ours[1:])
+    assert not any(part.requires_grad for part in ours[1:] if part is not None)
 
 
 @pytest.mark.parametrize("column", [True, False])
@@ -268,22 +269,52 @@ def test_cross_entropy_survives_large_logits(kind):
 @pytest.mark.parametrize("shared", [True, False])
 def test_log_probabilities_and_entropies_are_torchs(kind, shared):
     mean, log_std, actions, _, _ = random_policy(3, shared)
-    policy = Normal(mean, log_std.exp().expand_as(mean))
-    assert_equal(gaussian_log_prob(kind(mean), kind(log_std), kind(actions)), policy.log_prob(actions).sum(1))
-    assert_equal(gaussian_entropy(kind(mean), kind(log_std)), policy.entropy().sum(1).mean())
+    ours, theirs = Gaussian(kind(mean), kind(log_std)), Normal(mean, log_std.exp().expand_as(mean))
+    assert_equal(ours.log_prob(kind(actions)), theirs.log_prob(actions).sum(1))
+    assert_equal(ours.entropy(), theirs.entropy().sum(1).mean())
     logits, actions, _, _ = random_softmax_policy(3)
-    policy = Categorical(logits=logits)
-    assert_equal(softmax_log_prob(kind(logits), kind(actions)), policy.log_prob(actions))
-    assert_equal(softmax_entropy(kind(logits)), policy.entropy().mean())
+    ours, theirs = Softmax(kind(logits)), Categorical(logits=logits)
+    assert_equal(ours.log_prob(kind(actions)), theirs.log_prob(actions))
+    assert_equal(ours.entropy(), theirs.entropy().mean())
+
+
+def test_policy_losses_hand_on_the_log_probability(kind):
+    """A constant, for the old log-probabilities and the KL divergence, however the policy was made."""
+    mean, log_std, actions, old, advantages = random_policy(0, True)
+    log_std.requires_grad_()
+    choices = torch.arange(len(mean)) % mean.shape[1]
+    for policy, taken, theirs in (
+        (Gaussian(kind(mean), kind(log_std)), actions, Normal(mean, log_std.exp()).log_prob(actions).sum(1)),
+        (Softmax(kind(mean)), choices, Categorical(logits=mean).log_prob(choices)),
+    ):
+        pg = policy_gradient_loss(policy, kind(taken), kind(advantages))
+        ppo = ppo_loss(policy, kind(taken), kind(old), kind(advantages), CLIP)
+        for log_prob in map(torch.as_tensor, (pg.log_prob, ppo.log_prob)):
+            assert_equal(log_prob, theirs.detach())
+            assert not log_prob.requires_grad
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrong", ["log_std", "actions", "old_log_probs", "advantages"])
-def test_shapes_that_do_not_fit_are_named(wrong):
+def test_shapes_that_do_not_fit_are_named(kind, wrong):
     names = ["mean", "log_std", "actions", "old_log_probs", "advantages"]
-    arrays = dict(zip(names, random_policy(0, True), strict=True))
+    arrays = dict(zip(names, map(kind, random_policy(0, True)), strict=True))
     arrays[wrong] = arrays[wrong][..., None]
     with pytest.raises(ValueError, match=f"{wrong} has shape"):
-        gaussian_ppo_loss(**arrays, clip_coef=CLIP)
+        ppo_loss(Gaussian(arrays.pop("mean"), arrays.pop("log_std")), **arrays, clip_coef=CLIP)
+
+
+@pytest.mark.parametrize("wrong", ["actions", "advantages"])
+def test_shapes_that_do_not_fit_a_softmax_are_named(kind, wrong):
+    logits, actions, _, advantages = map(kind, random_softmax_policy(0))
+    batch = {"actions": actions, "advantages": advantages}
+    batch[wrong] = batch[wrong][:, None]
+    with pytest.raises(ValueError, match=f"{wrong} has shape"):
+        policy_gradient_loss(Softmax(logits), **batch)
+    with pytest.raises(ValueError, match="logits has shape"):
+        Softmax(logits[0])
 
 
 def test_a_column_of_values_never_broadcasts_against_a_row_of_returns():
@@ -291,20 +322,38 @@ def test_a_column_of_values_never_broadcasts_against_a_row_of_returns():
         value_loss(np.zeros((4, 1)), np.zeros(4))
 
 
-def test_numpy_and_torch_do_not_mix():
-    with pytest.raises(TypeError, match="ndarray, Tensor"):
-        cross_entropy_loss(np.zeros((2, 3)), torch.zeros(2, dtype=torch.long))
+@pytest.mark.parametrize("target", [-1, 3])
+def test_targets_that_are_no_classes_are_refused(kind, target):
+    """-1 would count from the end, in silence."""
+    with pytest.raises(ValueError, match=rf"targets are in \[{min(target, 1)}, {max(target, 1)}\]; .* \[0, 3\)"):
+        cross_entropy_loss(kind(torch.zeros(2, 3)), kind(torch.tensor([1, target])))
 
 
-def test_policy_losses_hand_on_the_log_probability(kind):
-    mean, log_std, actions, old, advantages = random_policy(0, True)
-    expected = Normal(mean, log_std.exp()).log_prob(actions).sum(1)
-    args = [kind(t) for t in (mean, log_std, actions)]
-    assert_equal(gaussian_policy_gradient_loss(*args, kind(advantages)).log_prob, expected)
-    assert_equal(gaussian_ppo_loss(*args, kind(old), kind(advantages), CLIP).log_prob, expected)
-    choices = torch.arange(len(mean)) % mean.shape[1]
-    expected = Categorical(logits=mean).log_prob(choices)
-    args = kind(mean), kind(choices)
-    assert_equal(softmax_policy_gradient_loss(*args, kind(advantages)).log_prob, expected)
-    assert_equal(softmax_ppo_loss(*args, kind(old), kind(advantages), CLIP).log_prob, expected)
-    assert_equal(cross_entropy_loss(*args).log_prob, expected)
+def test_a_value_is_clipped_with_both_an_old_value_and_a_coefficient():
+    for arguments in ({"old_value": np.zeros(4)}, {"clip_coef": CLIP}):
+        with pytest.raises(ValueError, match="old_value and clip_coef together or neither"):
+            value_loss(np.zeros(4), np.ones(4), **arguments)
+
+
+MIXED = {
+    "cross-entropy": lambda: cross_entropy_loss(np.zeros((2, 3)), torch.zeros(2, dtype=torch.long)),
+    "value": lambda: value_loss(np.zeros(2), torch.zeros(2)),
+    "old value": lambda: value_loss(np.zeros(2), np.zeros(2), torch.zeros(2), CLIP),
+    "log_std": lambda: Gaussian(np.zeros((2, 3)), torch.zeros(3)),
+    "actions": lambda: Gaussian(np.zeros((2, 3)), np.zeros(3)).log_prob(torch.zeros(2, 3)),
+    "actions of tensors": lambda: Gaussian(torch.zeros(2, 3), torch.zeros(3)).log_prob(np.zeros((2, 3))),
+    "choices": lambda: Softmax(torch.zeros(2, 3)).log_prob(np.zeros(2, int)),
+    "advantages": lambda: policy_gradient_loss(Softmax(np.zeros((2, 3))), np.zeros(2, int), torch.zeros(2)),
+    "all but the policy": lambda: policy_gradient_loss(
+        Gaussian(np.zeros((2, 3)), np.zeros(3)), torch.zeros(2, 3), torch.zeros(2)
+    ),
+    "old log-probabilities": lambda: ppo_loss(
+        Softmax(np.zeros((2, 3))), np.zeros(2, int), torch.zeros(2), np.zeros(2), CLIP
+    ),
+}
+
+
+@pytest.mark.parametrize("mixed", MIXED)
+def test_numpy_and_torch_do_not_mix(mixed):
+    with pytest.raises(TypeError, match=r"got .*(ndarray.*Tensor|Tensor.*ndarray)"):
+        MIXED[mixed]()

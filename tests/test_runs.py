@@ -1,16 +1,23 @@
 """A run can't be lost: kills, signals, full disks, damaged checkpoints and divergence, each seen from outside."""
 
+import contextlib
+import functools
 import glob
+import io
 import itertools
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,26 +27,63 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_agents import AGENTS, both, scalars
 
+import hesscale_envs
 import hesscale_run
-from hesscale_utils import NormalizedEnv, from_plain, make_env, to_plain
+from hesscale_envs import ActionNotFinite, EnvironmentFailed, NormalizedEnv, make_env
+from hesscale_run import Run
+from hesscale_utils import from_plain, parse_args, to_plain
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "WANDB_MODE": "offline"}
 DRIFT = "--env-id toy_envs:Drift-v0 --num-steps 128 --checkpoint-interval 500".split()
 QUICK = {"ppo": ["--num-minibatches", "4", "--update-epochs", "2"], "a2c": []}
 
 
+def with_quick(agent, flags):
+    """Add flags that make an update quick, unless the run that is resumed already has them."""
+    return [*([] if "--resume" in flags and "auto" not in flags else QUICK[agent]), *flags]
+
+
 def start(cwd, agent, *flags):
-    quick = [] if "--resume" in flags and "auto" not in flags else QUICK[agent]  # the run's own flags suffice
-    command = [sys.executable, ROOT / f"{agent}_hesscale.py", *quick, *flags]
+    """Start a script as a process of its own."""
+    command = [sys.executable, ROOT / f"{agent}_hesscale.py", *with_quick(agent, flags)]
     pipe = subprocess.PIPE
     return subprocess.Popen([*map(str, command)], cwd=cwd, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
 
 
-def run(cwd, agent, *flags):
-    """Run a script to its end; return its exit status, output and errors."""
+def run_process(cwd, agent, *flags):
+    """Run a script to its end as a process of its own; return its exit status, output and errors."""
     process = start(cwd, agent, *flags)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
+
+
+def run_script(cwd, script, *flags):
+    """Do what `python script flags` does, in this process, which saves the 1.5 seconds of importing torch."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.chdir(cwd),
+        mock.patch.object(sys, "argv", ["", *map(str, flags)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("default")
+        for hidden in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", hidden)
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            status = end.code or 0
+    if isinstance(status, str):  # as the interpreter does
+        err.write(f"{status}\n")
+        status = 1
+    err.writelines(f"{warning.message}\n" for warning in caught)
+    return status, out.getvalue(), err.getvalue()
+
+
+def run(cwd, agent, *flags):
+    """Run an agent's script to its end; return its exit status, output and errors."""
+    return run_script(cwd, f"{agent}_hesscale.py", *with_quick(agent, flags))
 
 
 def only_run(cwd):
@@ -53,7 +97,7 @@ def status(folder):
 
 
 def outcome(folder):
-    """What must be the same however often a run was interrupted: its parameters, scalars (not its speed) and return."""
+    """What must not depend on interruptions: a run's parameters, its scalars but for the speed, and its return."""
     (path,) = glob.glob(f"{folder}/*_hesscale.pt")
     model = torch.load(path, weights_only=True)
     logged = {tag: values for tag, values in scalars(folder).items() if tag != "charts/SPS"}
@@ -75,7 +119,7 @@ def wait_for(condition, process):
         time.sleep(0.01)
 
 
-# ---- killed, and gone on -----------------------------------------------------------------------------------
+# ---- killed, and resumed ------------------------------------------------------------------------------------
 
 
 def kills_survived(tmp_path, agent, env_id, kills, steps):
@@ -83,21 +127,23 @@ def kills_survived(tmp_path, agent, env_id, kills, steps):
     flags = ["--env-id", env_id, "--total-timesteps", steps, "--checkpoint-interval", 4096, "--save-model"]
     (tmp_path / "whole").mkdir()
     begin = time.time()
-    assert run(tmp_path / "whole", agent, *flags)[0] == 0
+    assert run_process(tmp_path / "whole", agent, *flags)[0] == 0
     length, expected = time.time() - begin, outcome(only_run(tmp_path / "whole"))
     moments, survived = random.Random(f"{agent} {env_id}"), 0
     while survived < kills:
         cwd = tmp_path / "killed"
         cwd.mkdir()
+        begin = time.time()
         process = start(cwd, agent, *flags, "--resume", "auto")
         try:
             process.wait(moments.uniform(0.35, 0.95) * length)
+            length = min(length, time.time() - begin)  # the machine has become faster
         except subprocess.TimeoutExpired:
             process.kill()
         process.communicate()
         killed = [hesscale_run.read_status(folder) for folder in glob.glob(f"{cwd}/runs/*")]
         if all(s is None or s["state"] == "running" for s in killed):  # else it was faster than the clock
-            code, _, err = run(cwd, agent, *flags, "--resume", "auto")
+            code, _, err = run_process(cwd, agent, *flags, "--resume", "auto")
             assert code == 0, err
             (folder,) = (f for f in glob.glob(f"{cwd}/runs/*") if status(f)["state"] == "finished")
             assert outcome(folder) == expected, f"after {survived} kills survived, a run did not end as it would have"
@@ -134,7 +180,7 @@ def test_a_run_goes_on_bit_for_bit_from_each_of_its_checkpoints(tmp_path, monkey
     """In one process: every checkpoint is kept aside, and each one is gone on from."""
     monkeypatch.chdir(tmp_path)
     flags = [*flags.split(), "--num-steps", "64", "--total-timesteps", "1536", "--checkpoint-interval", "300"]
-    parse = lambda *more: hesscale_run_args(agent, *flags, *more)  # noqa: E731
+    parse = lambda *more: args_of(agent, *flags, *more)  # noqa: E731
     kept = []
     write = hesscale_run.write_atomically
 
@@ -158,14 +204,9 @@ def test_a_run_goes_on_bit_for_bit_from_each_of_its_checkpoints(tmp_path, monkey
         assert outcome(folder) == expected
 
 
-def hesscale_run_args(agent, *flags):
-    from hesscale_utils import parse_args
-
-    before, sys.argv = sys.argv, [f"{agent}_hesscale.py", *QUICK[agent], *flags]
-    try:
+def args_of(agent, *flags):
+    with mock.patch.object(sys, "argv", [f"{agent}_hesscale.py", *QUICK[agent], *flags]):
         return parse_args(AGENTS[agent].Args)
-    finally:
-        sys.argv = before
 
 
 @pytest.mark.parametrize("env_id", "Hopper-v4 HalfCheetah-v4 Ant-v4 Humanoid-v4 CartPole-v1 Pendulum-v1".split())
@@ -196,8 +237,6 @@ def test_an_environment_goes_on_where_it_was(env_id):
 
 
 def _bytes(state):
-    import io
-
     content = io.BytesIO()
     torch.save(state, content)
     content.seek(0)
@@ -232,11 +271,22 @@ def test_an_environment_that_cannot_be_saved_says_so_and_begins_a_new_episode(tm
 # ---- signals -----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Function from an agent to the flags of a run, and how that run ends if nothing interrupts it."""
+
+    @functools.cache
+    def flags_and_outcome(agent):
+        cwd, flags = tmp_path_factory.mktemp("uninterrupted"), [*DRIFT, "--total-timesteps", 12_800, "--save-model"]
+        assert run(cwd, agent, *flags)[0] == 0
+        return flags, outcome(only_run(cwd))
+
+    return flags_and_outcome
+
+
 @pytest.mark.parametrize("agent, name", [("ppo", "SIGTERM"), ("a2c", "SIGINT"), ("a2c", "SIGUSR1")])
-def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path, agent, name):
-    flags = [*DRIFT, "--total-timesteps", 12_800, "--save-model"]
-    (tmp_path / "whole").mkdir()
-    assert run(tmp_path / "whole", agent, *flags)[0] == 0
+def test_a_signal_ends_the_run_with_a_checkpoint(uninterrupted, tmp_path, agent, name):
+    flags, expected = uninterrupted(agent)
     process = start(tmp_path, agent, *flags, "--checkpoint-interval", 0)
     wait_for(lambda: glob.glob(f"{tmp_path}/runs/*/status.json"), process)
     process.send_signal(getattr(signal, name))
@@ -245,9 +295,10 @@ def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path, agent, name):
     folder = only_run(tmp_path)
     assert f"interrupted by {name} after" in out and f"to go on: --resume runs/{os.path.basename(folder)}" in out
     assert status(folder)["state"] == "interrupted" and 0 < status(folder)["step"] < 12_800
+    time.sleep(1)  # as starting a process takes; event files are read in the order of their seconds
     code, out, err = run(tmp_path, agent, *flags, "--resume", "auto")
     assert code == 0, err
-    assert outcome(only_run(tmp_path)) == outcome(only_run(tmp_path / "whole"))
+    assert outcome(folder) == expected
     assert status(folder)["resumed_at"] and not glob.glob(f"{folder}/checkpoint*")
 
 
@@ -289,14 +340,15 @@ def test_a_killed_run_is_known_by_its_lock(tmp_path):
 
 @both
 @pytest.mark.parametrize(
-    "flags, quantity",
+    "run, flags, quantity",
     [
-        ("--env-id toy_envs:Broken-v0", "observations not finite"),
-        ("--env-id Hopper-v4 --learning-rate 1e6", "not finite"),
-        ("--env-id Hopper-v4 --learning-rate 1e30", "not finite"),
+        (run, "--env-id toy_envs:Broken-v0", "observations not finite"),
+        (run, "--env-id Hopper-v4 --learning-rate 1e6", "not finite"),
+        (run, "--env-id toy_envs:Shapes-v0 --learning-rate 1e38", "not finite"),  # it raises on such actions
+        (run_process, "--env-id Hopper-v4 --learning-rate 1e30", "not finite"),
     ],
 )
-def test_divergence_is_an_outcome(tmp_path, agent, flags, quantity):
+def test_divergence_is_an_outcome(tmp_path, agent, run, flags, quantity):
     flags = [*flags.split(), "--optimizer", "adam", "--num-steps", 256, "--total-timesteps", 5120]
     code, _, err = run(tmp_path, agent, *flags)
     assert code == hesscale_run.DIVERGED == 3
@@ -306,12 +358,12 @@ def test_divergence_is_an_outcome(tmp_path, agent, flags, quantity):
     assert s["state"] == "diverged" and line(err) == f"error: {s['message']}" and s["end"]
     assert scalars(folder)["charts/episodic_return"]
     assert any(b"diverged" in path.read_bytes() for path in Path(folder).glob("events*"))
-    code, _, err = run(tmp_path, agent, "--resume", folder)
+    code, _, err = run_script(tmp_path, f"{agent}_hesscale.py", "--resume", folder)
     assert code == 1 and "is diverged, so there is nothing to go on with" in line(err)
 
 
 @both
-@pytest.mark.parametrize("where", ["actor.layers.0.weight", "critic.layers.2.bias", "log_std"])
+@pytest.mark.parametrize("where", ["actor.layers.0.weight", "critic.layers.2.bias", "actor.log_std"])
 def test_a_parameter_that_is_not_finite_ends_the_run_at_the_next_update(tmp_path, monkeypatch, agent, where):
     monkeypatch.chdir(tmp_path)
     made = []
@@ -328,9 +380,9 @@ def test_a_parameter_that_is_not_finite_ends_the_run_at_the_next_update(tmp_path
 
     monkeypatch.setattr(AGENTS[agent].Agent, "__init__", keep)
     monkeypatch.setattr(hesscale_run.Run, "progress", plant)
-    args = hesscale_run_args(agent, *DRIFT, "--total-timesteps", "12800", "--num-steps", "512", "--optimizer", "adam")
+    args = args_of(agent, *DRIFT, "--total-timesteps", "12800", "--num-steps", "512", "--optimizer", "adam")
     with pytest.raises(SystemExit) as end:
-        hesscale_run.execute(AGENTS[agent].main, args)
+        AGENTS[agent].main(args)
     assert end.value.code == hesscale_run.DIVERGED
     s = status(only_run(tmp_path))
     assert s["state"] == "diverged" and "parameters not finite" in s["message"] and s["step"] < 4000
@@ -346,21 +398,148 @@ def test_an_environment_that_raises_ends_the_run_in_one_line(tmp_path, agent):
     assert status(only_run(tmp_path))["state"] == "failed"
 
 
+def run_of(total_timesteps=100):
+    """A Run in the current folder, as ppo_hesscale.py makes it."""
+    args = AGENTS["ppo"].Args(env_id="toy_envs:Drift-v0", learning_rate=1e-3, total_timesteps=total_timesteps)
+    return Run(args, "a_run")
+
+
+def hooks():
+    """Everything global that a run changes while it is under way."""
+    return [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)], threading.excepthook
+
+
+@pytest.mark.parametrize(
+    "error, state, message, raised",
+    [
+        (None, "finished", "", None),
+        (FloatingPointError("the loss"), "diverged", "the loss", (SystemExit, 3)),
+        (
+            ActionNotFinite("in step"),
+            "diverged",
+            "scaled-adahesscale with step size 0.001: actions not finite after 60,000 steps",
+            (SystemExit, 3),
+        ),
+        (EnvironmentFailed("in\nstep"), "failed", "--env-id toy_envs:Drift-v0: in\nstep", (SystemExit, "in step")),
+        (OSError("no space"), "failed", "no space; what was written before stays", (SystemExit, "no space; what")),
+        (ValueError("a bug"), "failed", "ValueError: a bug", (ValueError, None)),
+        (KeyboardInterrupt(), "failed", "KeyboardInterrupt: ", (KeyboardInterrupt, None)),
+        (SystemExit("error: bad"), "failed", "SystemExit: error: bad", (SystemExit, "error: bad")),
+    ],
+)
+def test_a_run_ends_in_the_state_that_its_exception_means(tmp_path, monkeypatch, capsys, error, state, message, raised):
+    monkeypatch.chdir(tmp_path)
+    before = hooks()
+    with pytest.raises(raised[0]) if raised else contextlib.nullcontext() as caught, run_of() as run:
+        assert all(old != new for old, new in zip(before[0] + [before[1]], hooks()[0] + [hooks()[1]], strict=True))
+        assert status(run.folder)["state"] == "running" and hesscale_run.lock(run.folder) is None
+        run.checkpoint(50_000, dict)
+        run.log(60_000, {"charts/some": 1.0})
+        if error is not None:
+            raise error
+    assert hooks() == before
+    assert hesscale_run.lock("runs/a_run") is not None
+    s = status("runs/a_run")
+    assert (s["state"], s["message"], s["step"]) == (state, message, 60_000) and s["end"]
+    assert scalars("runs/a_run")["charts/some"] == [(60_000, 1.0)]
+    assert os.path.exists("runs/a_run/checkpoint.pt") == (state != "finished")
+    out, err = capsys.readouterr()
+    if state == "finished":
+        assert out.startswith("60,000 steps at ") and "mean return of the last 0 episodes nan" in out
+    elif state == "diverged":
+        assert caught.value.code == 3 and err == f"error: {message}\n"
+    elif raised[0] is SystemExit:
+        assert raised[1] in caught.value.code and "\n" not in caught.value.code
+        assert caught.value.code.endswith("; to go on: --resume runs/a_run") == (type(error) is not SystemExit)
+    else:
+        assert caught.value is error
+
+
+def test_a_signal_writes_a_checkpoint_and_ends_the_run_as_interrupted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = hooks()
+    with pytest.raises(SystemExit) as end, run_of() as run:
+        run.checkpoint(1, dict)
+        assert not glob.glob("runs/a_run/checkpoint*")
+        os.kill(os.getpid(), signal.SIGUSR1)
+        run.checkpoint(2, dict)
+        pytest.fail("the run went on")
+    assert end.value.code == hesscale_run.INTERRUPTED and hooks() == before
+    assert (status("runs/a_run")["state"], status("runs/a_run")["message"]) == ("interrupted", "by SIGUSR1")
+    assert hesscale_run.read_checkpoint("runs/a_run")["step"] == 2
+    assert "interrupted by SIGUSR1 after 2 of 100 steps; to go on: --resume runs/a_run" in capsys.readouterr().out
+
+
+def test_a_run_whose_end_can_not_be_written_has_failed_and_keeps_its_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write = hesscale_run.write_atomically
+
+    def full_disk(path, content, **options):
+        if b'"finished"' in content:
+            raise OSError("no space")
+        write(path, content, **options)
+
+    monkeypatch.setattr(hesscale_run, "write_atomically", full_disk)
+    with pytest.raises(SystemExit, match="no space"), run_of() as run:
+        run.checkpoint(50_000, dict)
+    assert status("runs/a_run")["state"] == "failed" and os.path.exists("runs/a_run/checkpoint.pt")
+
+
+def test_a_run_that_can_not_begin_leaves_no_handlers_behind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = hooks()
+    monkeypatch.setattr(hesscale_run, "write_atomically", mock.Mock(side_effect=OSError("no space")))
+    with pytest.raises(SystemExit, match="no space; what was written before stays"), run_of():
+        pytest.fail("the run began")
+    assert hooks() == before
+    assert hesscale_run.lock("runs/a_run") is not None
+
+
+@both
+def test_an_agent_trains_in_another_thread(tmp_path, monkeypatch, agent):
+    """Where a program may set no signal handlers."""
+    monkeypatch.chdir(tmp_path)
+    before, args = hooks(), args_of(agent, *DRIFT, "--total-timesteps", "256")
+    thread = threading.Thread(target=AGENTS[agent].main, args=[args])
+    thread.start()
+    thread.join()
+    assert status(only_run("."))["state"] == "finished" and hooks() == before
+
+
+@pytest.mark.parametrize("threads", [None, 2])
+def test_threads_are_one_unless_the_environment_says_otherwise(threads):
+    """Whatever is imported first."""
+    program = """if True:
+        import numpy, scipy.linalg, torch, threadpoolctl
+        from hesscale_utils import limit_threads
+        limit_threads()
+        limit_threads()
+        print({pool["num_threads"] for pool in threadpoolctl.threadpool_info()} | {torch.get_num_threads()})
+    """
+    environment = {key: value for key, value in ENVIRONMENT.items() if not key.endswith("_NUM_THREADS")}
+    environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-c", program]
+    assert subprocess.check_output(command, cwd=ROOT, env=environment, text=True).strip() == f"{{{threads or 1}}}"
+
+
 # ---- resuming what can't be resumed ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
-    """A run that was interrupted after its second checkpoint, and how it would have ended."""
-    cwd = tmp_path_factory.mktemp("interrupted")
-    flags = [*DRIFT, "--total-timesteps", 3840, "--save-model"]
-    (cwd / "whole").mkdir()
-    assert run(cwd / "whole", "ppo", *flags)[0] == 0
-    process = start(cwd, "ppo", *flags)
-    wait_for(lambda: glob.glob(f"{cwd}/runs/*/checkpoint_previous.pt"), process)
-    process.kill()
-    process.communicate()
-    return only_run(cwd), outcome(only_run(cwd / "whole"))
+    """The folder of a run that was killed after its second checkpoint, and how the run would have ended."""
+    cwd, killed = tmp_path_factory.mktemp("interrupted"), []
+    write = Run.write_status
+
+    def keep(run, **changes):
+        write(run, **changes)
+        if not killed and os.path.exists(f"{run.folder}/checkpoint_previous.pt"):
+            killed.append(shutil.copytree(run.folder, cwd / "killed" / os.path.basename(run.folder)))
+
+    with mock.patch.object(Run, "write_status", keep):
+        assert run(cwd, "ppo", *DRIFT, "--total-timesteps", 3840, "--save-model")[0] == 0
+    assert status(killed[0])["state"] == "running" and status(killed[0])["step"] < 3840
+    return killed[0], outcome(only_run(cwd))
 
 
 @pytest.fixture
@@ -416,7 +595,7 @@ def test_a_run_goes_on_only_as_what_it_was(folder, tmp_path, agent, flags, messa
         (lambda folder: (folder / "status.json").unlink(), "has no readable status.json"),
         (lambda folder: [p.unlink() for p in folder.glob("checkpoint*")], "there is no checkpoint; start the run anew"),
         (lambda folder: shutil.rmtree(folder), "is not a run's folder"),
-        (lambda folder: _edit(folder, format=99), "in format 99, this one reads format 1; use that commit"),
+        (lambda folder: _edit(folder, format=99), "in format 99, this one reads format 2; use that commit"),
     ],
 )
 def test_a_folder_that_is_no_run(folder, tmp_path, change, message):
@@ -471,7 +650,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, size):
         pytest.skip("mounting a small tmpfs needs root")
     try:
         flags = ["--total-timesteps", 61_440, "--checkpoint-interval", 4096, "--env-id", "CartPole-v1"]
-        code, _, err = run(disk, "ppo", *flags, "--save-model")
+        code, _, err = run_process(disk, "ppo", *flags, "--save-model")
         assert code == 1
         assert "No space left on device" in line(err)
         assert not list(disk.glob("runs/*/*.tmp"))  # which would take the room that the user makes
@@ -479,7 +658,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, size):
             folder = only_run(disk)
             assert f"to go on: --resume runs/{os.path.basename(folder)}" in line(err)
             shutil.copytree(disk / "runs", tmp_path / "runs")
-            code, _, err = run(tmp_path, "ppo", *flags, "--resume", "auto")
+            code, _, err = run_process(tmp_path, "ppo", *flags, "--resume", "auto")
             assert code == 0, err
             assert status(only_run(tmp_path))["resumed_at"] > [0]
     finally:
@@ -497,7 +676,7 @@ def test_wandb_out_of_reach(tmp_path, monkeypatch):
     monkeypatch.setitem(ENVIRONMENT, "WANDB_MODE", "online")
     monkeypatch.setitem(ENVIRONMENT, "WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setitem(ENVIRONMENT, "WANDB_API_KEY", "0" * 40)
-    code, _, err = run(tmp_path, "a2c", *DRIFT, "--total-timesteps", 1280, "--track")
+    code, _, err = run_process(tmp_path, "a2c", *DRIFT, "--total-timesteps", 1280, "--track")
     assert code == 1
     (error,) = [text for text in err.splitlines() if text.startswith("error: ")]
     assert "--track: W&B can't be used" in error and "WANDB_MODE=offline" in error
@@ -507,10 +686,16 @@ def test_wandb_out_of_reach(tmp_path, monkeypatch):
 # ---- saved models ------------------------------------------------------------------------------------------
 
 
-def evaluate(cwd, *flags, **environment):
+def evaluate(cwd, *flags):
+    """Run scripts/evaluate.py to its end; return its exit status, output and errors."""
+    return run_script(cwd, "scripts/evaluate.py", *flags)
+
+
+def evaluate_process(cwd, *flags, **environment):
     command = [sys.executable, ROOT / "scripts/evaluate.py", *flags]
     environment = ENVIRONMENT | environment
-    return subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
 
 
 @both
@@ -520,11 +705,11 @@ def test_a_loaded_agent_acts_as_the_saved_one(tmp_path, monkeypatch, agent, env_
     made, envs = [], []
     init = AGENTS[agent].Agent.__init__
     monkeypatch.setattr(AGENTS[agent].Agent, "__init__", lambda self, *args: (init(self, *args), made.append(self))[0])
-    monkeypatch.setattr(AGENTS[agent], "make_env", lambda *args: envs.append(make_env(*args)) or envs[-1])
+    monkeypatch.setattr(hesscale_envs, "make_env", lambda *args: envs.append(make_env(*args)) or envs[-1])
     flags = ["--env-id", env_id, "--num-steps", "64", "--total-timesteps", "640", "--save-model"]
-    AGENTS[agent].main(hesscale_run_args(agent, *flags))
+    AGENTS[agent].main(args_of(agent, *flags))
     model = hesscale_run.load_model(only_run(tmp_path))
-    loaded = AGENTS[agent].Agent(envs[0].obs_dim, envs[0].action_dim, envs[0].discrete)
+    loaded = AGENTS[agent].Agent(envs[0].obs_dim, envs[0].action_dim, envs[0].discrete, model["state_std"])
     loaded.load_state_dict(model["agent"])
     env = make_env(AGENTS[agent].Args(env_id=env_id))
     env.freeze(model["statistics"][0])
@@ -540,20 +725,41 @@ def test_evaluation_prints_mean_and_deviation_the_same_each_time(tmp_path):
     flags = "--env-id toy_envs:Counter-v0 --num-steps 64 --total-timesteps 1280 --optimizer adam --save-model".split()
     assert run(tmp_path, "ppo", *flags)[0] == 0
     folder = only_run(tmp_path)
-    done = evaluate(tmp_path, folder, "--episodes", 4, "--sample")
-    assert done.returncode == 0, done.stderr
-    *episodes, last = done.stdout.splitlines()
+    code, out, err = evaluate(tmp_path, folder, "--episodes", 4, "--sample")
+    assert code == 0, err
+    *episodes, last = out.splitlines()
     returns = [float(text.split()[3].rstrip(",")) for text in episodes]
     assert len(returns) == 4 and all(50 <= r <= 70 for r in returns)  # ten steps of 5, 6 or 7
     assert f"4 episodes, sampled actions: return {np.mean(returns):.1f} ± {np.std(returns):.1f}, 10 steps" in last
-    assert evaluate(tmp_path, folder, "--episodes", 4, "--sample").stdout == done.stdout
-    best = evaluate(tmp_path, glob.glob(f"{folder}/ppo_hesscale.pt")[0], "--episodes", 2)
-    assert "2 episodes, most likely actions: return" in best.stdout and "± 0.0" in best.stdout
+    assert evaluate_process(tmp_path, folder, "--episodes", 4, "--sample")[1] == out
+    _, out, _ = evaluate(tmp_path, glob.glob(f"{folder}/ppo_hesscale.pt")[0], "--episodes", 2)
+    assert "2 episodes, most likely actions: return" in out and "± 0.0" in out
 
 
 def test_a_checkpoint_can_be_evaluated(interrupted):
-    done = evaluate(os.path.dirname(interrupted[0]), interrupted[0], "--episodes", 2)
-    assert done.returncode == 0 and "toy_envs:Drift-v0, 2 episodes" in done.stdout, done.stderr
+    code, out, err = evaluate(os.path.dirname(interrupted[0]), interrupted[0], "--episodes", 2)
+    assert code == 0 and "toy_envs:Drift-v0, 2 episodes" in out, err
+
+
+def test_an_agent_with_a_state_dependent_deviation_can_be_evaluated(tmp_path):
+    assert run(tmp_path, "a2c", *DRIFT, "--total-timesteps", 1280, "--save-model", "--state-std")[0] == 0
+    assert hesscale_run.load_model(only_run(tmp_path))["state_std"] is True
+    for flags in ([], ["--sample"]):
+        code, out, err = evaluate(tmp_path, only_run(tmp_path), "--episodes", 2, *flags)
+        assert code == 0 and "toy_envs:Drift-v0, 2 episodes" in out, err
+    code, _, err = evaluate(tmp_path, only_run(tmp_path), "--env-id", "CartPole-v1")
+    assert code == 1 and "trained on observations [2] and actions [1]" in line(err)
+
+
+@pytest.mark.parametrize("source", ["model", "checkpoint"])
+def test_a_model_of_another_format_is_one_line(interrupted, tmp_path, source):
+    folder = shutil.copytree(interrupted[0], tmp_path / "run")
+    if source == "checkpoint":
+        _edit(folder, format=1)
+    else:
+        torch.save({"env_id": "Hopper-v4", "norm_obs": True, "agent": {}, "statistics": []}, folder / "ppo_hesscale.pt")
+    code, _, err = evaluate(tmp_path, folder)
+    assert code == 1 and "run: is in format 1, this commit reads format 2" in line(err)
 
 
 @pytest.mark.parametrize(
@@ -570,8 +776,8 @@ def test_a_checkpoint_can_be_evaluated(interrupted):
     ],
 )
 def test_bad_input_to_an_evaluation_is_one_line(interrupted, tmp_path, flags, message):
-    done = evaluate(tmp_path, interrupted[0], *flags.split())
-    assert done.returncode == 1 and done.stdout == "" and message in line(done.stderr)
+    code, out, err = evaluate(tmp_path, interrupted[0], *flags.split())
+    assert code == 1 and out == "" and message in line(err)
 
 
 def test_what_is_no_model_is_one_line(tmp_path):
@@ -582,20 +788,21 @@ def test_what_is_no_model_is_one_line(tmp_path):
         ("empty", "neither a saved model"),
         ("text.pt", "not a saved model"),
     ]:
-        done = evaluate(tmp_path, path)
-        assert done.returncode == 1 and message in line(done.stderr)
+        code, _, err = evaluate(tmp_path, path)
+        assert code == 1 and message in line(err)
 
 
 def test_a_video_or_a_line_that_says_why_not(tmp_path):
-    flags = "--env-id Hopper-v4 --num-steps 64 --total-timesteps 64 --save-model".split()
+    flags = "--env-id InvertedPendulum-v4 --num-steps 64 --total-timesteps 64 --save-model".split()
     assert run(tmp_path, "a2c", *flags)[0] == 0
     for backend in ("egl", "glfw"):  # the second has no display to open
-        done = evaluate(tmp_path, only_run(tmp_path), "--episodes", 1, "--capture-video", MUJOCO_GL=backend, DISPLAY="")
-        if done.returncode == 0:
+        flags, environment = ["--episodes", 1, "--capture-video"], dict(MUJOCO_GL=backend, DISPLAY="")
+        code, _, err = evaluate_process(tmp_path, only_run(tmp_path), *flags, **environment)
+        if code == 0:
             assert glob.glob(f"{tmp_path}/videos/*__evaluation/*.mp4")
         else:
-            errors = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
-            assert len(errors) == 1 and "--capture-video: Hopper-v4 can't be rendered" in errors[0]
+            errors = [text for text in err.splitlines() if text.startswith("error: ")]
+            assert len(errors) == 1 and "--capture-video: InvertedPendulum-v4 can't be rendered" in errors[0]
             assert "MUJOCO_GL=egl or osmesa" in errors[0]
 
 
@@ -624,8 +831,8 @@ def test_any_flags_run_or_end_with_one_line(tmp_path_factory, agent, flags):
     os.chdir(tmp_path_factory.mktemp("any"))
     given_flags = {"--env-id": "toy_envs:Shapes-v0", "--num-steps": 64, "--total-timesteps": 256} | flags
     try:
-        args = hesscale_run_args(agent, *itertools.chain(*((k, str(v)) for k, v in given_flags.items())))
-        hesscale_run.execute(AGENTS[agent].main, args)
+        args = args_of(agent, *itertools.chain(*((k, str(v)) for k, v in given_flags.items())))
+        AGENTS[agent].main(args)
         assert status(only_run("."))["state"] == "finished"
     except SystemExit as end:
         if end.code == hesscale_run.DIVERGED:

@@ -248,7 +248,7 @@ def test_runs_are_one_thread_each_and_no_more_than_asked_for(tmp_path, monkeypat
     script = (ROOT / "a2c_hesscale.py").read_text()
     told = "import os, sys, time\nprint('warning:', os.environ['OMP_NUM_THREADS'], time.time(), file=sys.stderr)\n"
     ended = told.replace("import os", "    import os").replace("\nprint", "\n    print")
-    (tmp_path / "own.py").write_text(script.replace('"""\n\nimport os', f'"""\n{told}import os', 1) + ended)
+    (tmp_path / "own.py").write_text(script.replace('"""\n\nimport ', f'"""\n{told}import ', 1) + ended)
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
     monkeypatch.setitem(ENVIRONMENT, "OMP_NUM_THREADS", "7")
     grid = ["--agent", "own.py", "--env-id", "toy_envs:Toggle-v0", "--seed", 1, 2, 3, 4, "--total-timesteps", 5]

@@ -1,52 +1,63 @@
 """The claims about HesScale's backward pass, in float64."""
 
 import copy
+import io
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.func import functional_call, hessian
 
-from hesscale_core import TanhMLP, cross_entropy_loss, value_loss
+from hesscale_core import Gaussian, TanhMLP, cross_entropy_loss, policy_gradient_loss, value_loss
 
 NETWORKS = [(3, (), 2), (3, (5,), 2), (4, (6, 5), 3), (2, (4, 4, 4, 4), 1), (1, (1, 1, 1), 1)]
 
 
-def make(sizes, seed=0, batch=7):
-    """A network with biases that are not zero, an input and targets."""
+def randomize(module, seed=0):
+    """Add noise to every parameter: with biases of zero, some faults would not show."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in module.parameters():
+        p.data.add_(0.3 * torch.randn(p.shape, generator=generator).to(p.dtype))
+    return module
+
+
+def make(sizes, seed=0, batch=7, **options):
+    """Return a network, an input and targets."""
     torch.manual_seed(seed)
-    net = TanhMLP(*sizes).double()
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(0.3 * torch.randn_like(p))
+    net = randomize(TanhMLP(*sizes, **options).double(), seed)
     return net, torch.randn(batch, sizes[0]).double(), torch.randint(sizes[2], (batch,))
 
 
 def backward(net, kind, x, targets, gauss_newton=False):
-    loss = cross_entropy_loss(net(kind(x)) if kind else net(x).detach(), kind(targets) if kind else targets)
-    net.backward(loss.grad_logits, loss.hess_logits, gauss_newton)
+    loss = cross_entropy_loss(net(kind(x)), kind(targets))
+    net.backward(loss.grad, loss.hess, gauss_newton)
 
 
 def exact_diagonal(net, loss):
-    """Diagonal of the full Hessian of loss(parameters), by parameter name."""
+    """Return the diagonal of the full Hessian of loss(parameters), by parameter name."""
     params = {name: p.detach() for name, p in net.named_parameters()}
     full = hessian(loss)(params)
     return {name: full[name][name].reshape(p.numel(), -1).diagonal().reshape(p.shape) for name, p in params.items()}
 
 
 def cross_entropy_of(net, x, targets):
-    return lambda params: torch.nn.functional.cross_entropy(functional_call(net, params, (x,)), targets)
+    return lambda params: nn.functional.cross_entropy(functional_call(net, params, (x,)), targets)
 
 
 def close(a, b):
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+def assert_numpy_and_torch_agree(net, x):
+    close(torch.as_tensor(net(x.numpy())), net(x).detach())
+
+
 @pytest.mark.parametrize("sizes", NETWORKS)
 @pytest.mark.parametrize("gauss_newton", [False, True])
 def test_gradient_is_autograds(kind, sizes, gauss_newton):
     net, x, targets = make(sizes)
-    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(net(x), targets), list(net.parameters()))
+    expected = torch.autograd.grad(nn.functional.cross_entropy(net(x), targets), list(net.parameters()))
     backward(net, kind, x, targets, gauss_newton)
     for p, grad in zip(net.parameters(), expected, strict=True):
         close(p.grad, grad)
@@ -69,8 +80,8 @@ def test_hessian_is_exact_everywhere_for_networks_one_unit_wide(kind):
     returns = torch.randn(7, 1).double()
     loss = lambda params: 0.5 * ((functional_call(net, params, (x,)) - returns) ** 2).mean()  # noqa: E731
     expected = exact_diagonal(net, loss)
-    v = value_loss(net(kind(x)) if isinstance(kind(x), np.ndarray) else net(x).detach(), kind(returns))
-    net.backward(v.grad_value, v.hess_value)
+    v = value_loss(net(kind(x)), kind(returns))
+    net.backward(v.grad, v.hess)
     for name, p in net.named_parameters():
         close(p.hess, expected[name])
 
@@ -85,7 +96,7 @@ def literal_hesscale(net, x, targets, gauss_newton):
         for w, b in zip(weights[:-1], biases[:-1], strict=True):
             activations.append(torch.tanh(w @ activations[-1] + b))
         q = torch.softmax(weights[-1] @ activations[-1] + biases[-1], 0)
-        p = torch.nn.functional.one_hot(target, len(q))
+        p = nn.functional.one_hot(target, len(q))
         da, dda = q - p, q - q * q
         for layer in reversed(range(len(weights))):
             h_below = activations[layer]
@@ -114,10 +125,11 @@ def test_hessian_is_that_of_the_equations_read_literally(kind, sizes, gauss_newt
     backward(net, kind, x, targets, gauss_newton)
     for p, expected in zip(net.parameters(), literal_hesscale(net, x, targets, gauss_newton), strict=True):
         close(p.hess, expected)
+        assert p.hess.curvature == ("HesScaleGN" if gauss_newton else "HesScale")
 
 
 def ggn_diagonal(net, x, output_hessian):
-    """Diagonal of the mean over the batch of J^T H J, with J the network's Jacobian, by parameter name."""
+    """Return the diagonal of the mean over the batch of J^T H J, J the network's Jacobian, by parameter name."""
     params = {name: p.detach() for name, p in net.named_parameters()}
     jacobian = torch.func.jacrev(lambda params: functional_call(net, params, (x,)))(params)
     return {
@@ -131,9 +143,8 @@ def test_gauss_newton_equals_the_exact_ggn_with_one_hidden_layer_and_one_output(
     net, x, _ = make((4, (6,), 1), seed=2)
     returns = torch.randn(7, 1).double()
     expected = ggn_diagonal(net, x, torch.ones(7, 1, 1).double() / 7)
-    out = net(kind(x)) if isinstance(kind(x), np.ndarray) else net(x).detach()
-    v = value_loss(out, kind(returns))
-    net.backward(v.grad_value, v.hess_value, gauss_newton=True)
+    v = value_loss(net(kind(x)), kind(returns))
+    net.backward(v.grad, v.hess, gauss_newton=True)
     for name, p in net.named_parameters():
         close(p.hess, expected[name])
 
@@ -150,14 +161,15 @@ def test_gauss_newton_equals_the_exact_ggn_where_the_output_hessian_is_diagonal(
 
 
 def test_gradient_alone_leaves_no_hessian(kind):
+    """Not even the one of the backward pass before, which an optimizer could take for this one's."""
     net, x, targets = make((4, (6, 5), 3))
-    loss = cross_entropy_loss(kind(net(x)), kind(targets))
-    net(kind(x))
-    net.backward(loss.grad_logits, None)
-    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(net(x), targets), list(net.parameters()))
+    backward(net, kind, x, targets)
+    loss = cross_entropy_loss(net(kind(x)), kind(targets))
+    net.backward(2 * loss.grad, None)
+    expected = torch.autograd.grad(2 * nn.functional.cross_entropy(net(x), targets), list(net.parameters()))
     for p, grad in zip(net.parameters(), expected, strict=True):
         close(p.grad, grad)
-        assert not hasattr(p, "hess")
+        assert p.hess is None
 
 
 def test_nothing_accumulates(kind):
@@ -169,8 +181,83 @@ def test_nothing_accumulates(kind):
         close(a, b)
 
 
+# ---- a Gaussian policy's log_std -----------------------------------------------------------------------------
+
+
+def make_actor(kind, seed=0):
+    """Return a network with log_std, inputs, actions and advantages as tensors, and its policy-gradient loss."""
+    net, x, _ = make((4, (6,), 3), seed, log_std=True)
+    actions, advantages = torch.randn(7, 3).double(), torch.randn(7).double()
+    policy = Gaussian(net(kind(x)), net.log_std_like(kind(x)))
+    return net, (x, actions, advantages), policy_gradient_loss(policy, kind(actions), kind(advantages))
+
+
+def test_log_std_has_its_exact_gradient_and_diagonal(kind):
+    net, (x, actions, advantages), pg = make_actor(kind)
+    net.backward(pg.grad, pg.hess, False, pg.grad_log_std, pg.hess_log_std)
+
+    def loss(params):
+        policy = torch.distributions.Normal(functional_call(net, params, (x,)), params["log_std"].exp())
+        return (-advantages * policy.log_prob(actions).sum(1)).mean()
+
+    expected = exact_diagonal(net, loss)
+    grads = torch.autograd.grad(loss(dict(net.named_parameters())), list(net.parameters()))
+    for p, grad in zip(net.parameters(), grads, strict=True):
+        close(p.grad, grad)
+    for name in ("log_std", "layers.1.weight", "layers.1.bias"):
+        close(net.get_parameter(name).hess, expected[name])
+
+
+def test_log_std_is_in_the_flat_vector_as_every_parameter_is(kind):
+    net, _, pg = make_actor(kind)
+    net.backward(pg.grad, pg.hess, False, pg.grad_log_std, pg.hess_log_std)
+    alone = [(p.detach().clone(), p.grad.clone(), p.hess.clone()) for p in net.parameters()]
+    flat, values, grads, hesses = net.flat, *zip(*alone, strict=True)
+    assert flat.numel() == sum(p.numel() for p in net.parameters())
+    net.backward(pg.grad, pg.hess, False, pg.grad_log_std, pg.hess_log_std)
+    for vector, parts in ((flat.detach(), values), (flat.grad, grads), (flat.hess, hesses)):
+        assert vector.sort().values.equal(torch.cat([part.reshape(-1) for part in parts]).sort().values)
+    flat.data.fill_(0.5)
+    assert all((p == 0.5).all() for p in net.parameters())
+    net.log_std.data.fill_(0.25)
+    assert (flat == 0.25).sum() == 3
+
+
+def test_a_policy_keeps_the_log_std_that_it_was_made_with(kind):
+    net, x, _ = make((4, (6,), 3), log_std=True)
+    kept = net.log_std_like(kind(x))
+    expected = net.log_std.detach().clone()
+    net.log_std.data += 1
+    close(torch.as_tensor(kept).detach(), expected)
+    net.log_std.data = expected + 2  # and without a forward pass the next policy gets this one
+    close(torch.as_tensor(net.log_std_like(kind(x))).detach(), expected + 2)
+    assert net.log_std_like(x).requires_grad  # for autograd
+
+
+def test_log_std_and_its_derivatives_come_together(kind):
+    net, _, pg = make_actor(kind)
+    with pytest.raises(ValueError, match="log_std"):
+        net.backward(pg.grad, pg.hess)
+    with pytest.raises(TypeError, match="NoneType"):
+        net.backward(pg.grad, pg.hess, False, pg.grad_log_std)
+    with pytest.raises(ValueError, match=r"hess_log_std has shape \[7, 3\]; expected \[3\]"):
+        net.backward(pg.grad, pg.hess, False, pg.grad_log_std, pg.hess)
+    with pytest.raises(ValueError, match=r"grad_log_std has shape \[1\]; expected \[3\]"):
+        net.backward(pg.grad, pg.hess, False, pg.grad_log_std[:1], pg.hess_log_std)
+    net.backward(pg.grad, None, False, pg.grad_log_std)
+    assert net.log_std.hess is None
+    close(net.log_std.grad, torch.as_tensor(pg.grad_log_std))
+    without, x, _ = make((4, (6,), 3))
+    without(kind(x))
+    with pytest.raises(ValueError, match="log_std"):
+        without.backward(pg.grad, pg.hess, False, pg.grad_log_std, pg.hess_log_std)
+
+
+# ---- what may happen to a network's parameters -----------------------------------------------------------------
+
+
 def test_numpy_follows_parameters_that_were_rebound(kind):
-    """Views are kept between calls; loading, moving or replacing what they show must not leave them stale."""
+    """Views are kept between calls; an assigned .data must not leave them stale."""
     net, x, targets = make((4, (6, 5), 3))
     backward(net, kind, x, targets)
     for p in net.parameters():
@@ -179,26 +266,158 @@ def test_numpy_follows_parameters_that_were_rebound(kind):
     backward(net, kind, x, targets)
     for p, expected in zip(net.parameters(), literal_hesscale(net, x, targets, False), strict=True):
         close(p.hess, expected)
-    twin = copy.deepcopy(net)
-    with torch.no_grad():
-        twin.layers[0].weight.zero_()
-    close(torch.as_tensor(net(kind(x))).detach(), net(x).detach())
-    close(torch.as_tensor(twin(kind(x))).detach(), twin(x).detach())
+
+
+def test_replaced_appended_and_removed_layers_count(kind):
+    net, x, targets = make((4, (6, 5), 3))
+    backward(net, kind, x, targets)
+
+    def replace():
+        net.layers[1] = randomize(nn.Linear(6, 5).double(), 1)
+
+    for change in (
+        replace,
+        lambda: net.layers.append(randomize(nn.Linear(3, 3).double(), 2)),
+        lambda: net.layers.pop(-1),
+    ):
+        before = net(x)
+        change()
+        assert not before.equal(net(x))
+        assert_numpy_and_torch_agree(net, x)
+        backward(net, kind, x, targets)
+        for p, expected in zip(net.parameters(), literal_hesscale(net, x, targets, False), strict=True):
+            close(p.hess, expected)
+
+
+def reload(net):
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+MOVES = {
+    "load_state_dict": lambda net: net.load_state_dict(make((4, (6, 5), 3), seed=5)[0].state_dict()) and net,
+    "double": lambda net: net.float().double(),
+    "to": lambda net: net._apply(torch.clone),  # what .to() does when it moves parameters to another device
+    "deepcopy": copy.deepcopy,
+    "torch.save": reload,
+}
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize("move", MOVES)
+def test_networks_follow_moves_and_copies_whether_pinned_or_not(kind, move, pinned):
+    net, x, targets = make((4, (6, 5), 3))
+    flat = net.flat if pinned else None
+    backward(net, kind, x, targets)
+    moved = MOVES[move](net)
+    before = net(x.numpy())
+    randomize(moved, seed=9)
+    assert_numpy_and_torch_agree(moved, x)
+    backward(moved, kind, x, targets)
+    diagonals = literal_hesscale(moved, x, targets, False)
+    if pinned:
+        close(moved.flat.hess, torch.cat([diagonal.reshape(-1) for diagonal in diagonals]))
+    else:
+        for p, diagonal in zip(moved.parameters(), diagonals, strict=True):
+            close(p.hess, diagonal)
+    if moved is net:
+        assert not pinned or net.flat is flat  # the parameter that an optimizer has
+    else:
+        assert np.array_equal(net(x.numpy()), before)  # a copy's changes are its own
+
+
+def test_a_reloaded_network_is_whole_even_where_its_parameters_lie_where_they_lay():
+    """Memory that was freed is used again, so that parameters can come to lie at their old addresses."""
+    x, same_address = torch.randn(5, 11), 0
+    for _ in range(30):
+        net, file = TanhMLP(11, (64, 64), 3), io.BytesIO()
+        net(x.numpy())
+        places = [p.data_ptr() for p in net.parameters()]
+        torch.save(net, file)
+        file.seek(0)
+        del net
+        net = torch.load(file, weights_only=False)
+        same_address += places == [p.data_ptr() for p in net.parameters()]
+        net.layers[0].weight.data.zero_()
+        torch.testing.assert_close(torch.as_tensor(net(x.numpy())), net(x).detach(), rtol=1e-5, atol=1e-6)
+        del net
+    if not same_address:
+        pytest.skip("the allocator gave new addresses each time")
+
+
+def test_a_pinned_network_leaves_its_derivatives_in_the_flat_vector_alone(kind, monkeypatch):
+    """To take net.flat saves the time to look at every parameter and to set its derivatives."""
+    net, x, targets = make((4, (6, 5), 3))
+    flat = net.flat
+    if isinstance(kind(x), np.ndarray):
+        monkeypatch.setattr(net, "current_parameters", None)
+    backward(net, kind, x, targets)
+    assert flat.grad.any() and flat.hess.any()
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_functional_call_uses_the_parameters_that_it_is_given():
+    net, x, _ = make((4, (6, 5), 3))
+    assert net.flat.requires_grad
+    zeros = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    assert not functional_call(net, zeros, (x,)).any()
+    assert net(x).any()
+
+
+@pytest.mark.parametrize("log_std", [False, True])
+def test_a_frozen_network_has_no_flat_parameter(log_std):
+    net = TanhMLP(3, (4,), 2, log_std=log_std)
+    frozen = net.log_std if log_std else net.layers[0].bias
+    frozen.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"frozen.*net\.parameters\(\)"):
+        _ = net.flat
+
+
+# ---- initialization, types and errors ----------------------------------------------------------------------------
 
 
 def test_initialization_is_cleanrls():
     torch.manual_seed(0)
-    net = TanhMLP(11, (64, 64), 3, output_gain=0.01)
+    net = TanhMLP(11, (64, 64), 3, output_gain=0.01, log_std=True)
     for layer, gain in zip(net.layers, [2**0.5, 2**0.5, 0.01], strict=True):
         rows = min(layer.weight.shape)
         w = layer.weight.detach() if layer.weight.shape[0] == rows else layer.weight.detach().T
         torch.testing.assert_close(w @ w.T, gain**2 * torch.eye(rows), rtol=1e-4, atol=1e-5)
         assert not layer.bias.any()
+    assert net.log_std.shape == (3,) and not net.log_std.any()
+    assert TanhMLP(11, (64, 64), 3).log_std is None
+
+
+def test_float64_derivatives_of_a_float32_network_are_rounded(kind):
+    """Returns and advantages are often float64, and the losses' derivatives then are too."""
+    torch.manual_seed(0)
+    net, x, returns = TanhMLP(3, (4,), 1), torch.randn(5, 3), torch.randn(5, 1).double()
+    v = value_loss(net(kind(x)), kind(returns))
+    assert torch.as_tensor(v.grad).dtype is torch.float64
+    net.backward(v.grad, v.hess)
+    expected = torch.autograd.grad(0.5 * ((net(x) - returns) ** 2).mean(), list(net.parameters()))
+    for p, grad in zip(net.parameters(), expected, strict=True):
+        assert p.grad.dtype is p.hess.dtype is torch.float32
+        torch.testing.assert_close(p.grad, grad)
+
+
+def test_a_network_of_a_dtype_that_numpy_lacks_takes_tensors():
+    net, x, targets = TanhMLP(3, (4,), 2).bfloat16(), torch.ones(5, 3).bfloat16(), torch.ones(5, dtype=torch.long)
+    backward(net, torch.Tensor.detach, x, targets)
+    assert all(p.grad.dtype is p.hess.dtype is torch.bfloat16 and p.grad.any() for p in net.layers[1].parameters())
+    with pytest.raises(TypeError, match=r"numpy array of float32, the parameters are torch\.bfloat16 on the cpu"):
+        net(x.float().numpy())
 
 
 def test_backward_without_forward_is_an_error():
+    net = TanhMLP(3, (4,), 2)
     with pytest.raises(RuntimeError, match="call forward first"):
-        TanhMLP(3, (4,), 2).backward(torch.zeros(5, 2), torch.zeros(5, 2))
+        net.backward(torch.zeros(5, 2), torch.zeros(5, 2))
+    net(torch.zeros(5, 3))
+    with pytest.raises(RuntimeError, match="call forward first"):  # a copy has not seen its original's input
+        copy.deepcopy(net).backward(torch.zeros(5, 2), torch.zeros(5, 2))
 
 
 @pytest.mark.parametrize(
@@ -211,11 +430,24 @@ def test_backward_names_the_shape_that_does_not_fit(kind, grad_shape, hess_shape
         net.backward(kind(torch.zeros(grad_shape)), kind(torch.zeros(hess_shape)))
 
 
+def test_backward_takes_what_forward_took():
+    net, numbers = TanhMLP(3, (4,), 2, log_std=True), torch.zeros(5, 2)
+    net(np.zeros((5, 3), np.float32))
+    with pytest.raises(TypeError, match="ndarray, Tensor, Tensor"):
+        net.backward(numbers, numbers, False, numbers[0], numbers[0])
+    with pytest.raises(TypeError, match="ndarray, Tensor, Tensor"):
+        net.backward(numbers.numpy(), numbers.numpy(), False, numbers[0], numbers[0])
+
+
 def test_wrong_inputs_are_named(kind):
     net = TanhMLP(3, (4,), 2)
     with pytest.raises(ValueError, match=r"input has shape \[5, 4\]; expected \[B, 3\]"):
         net(kind(torch.zeros(5, 4)))
     with pytest.raises(TypeError, match="float64"):
         net(np.zeros((5, 3)))
-    with pytest.raises(ValueError, match="positive"):
-        TanhMLP(3, (0,), 2)
+
+
+@pytest.mark.parametrize("sizes", [(3, (0,), 2), (3, (4.0,), 2), (-1, (4,), 2)])
+def test_sizes_are_positive_integers(sizes):
+    with pytest.raises(ValueError, match="positive integers, got"):
+        TanhMLP(*sizes)

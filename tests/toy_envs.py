@@ -1,5 +1,6 @@
 """Small environments whose right answers are known; `--env-id toy_envs:Toggle-v0` finds them."""
 
+import random
 import time
 
 import gymnasium as gym
@@ -53,13 +54,15 @@ class Shapes(gym.Env):
 
 
 class Broken(Toggle):
-    """Returns an observation that is not a number, after 100 steps."""
+    """Returns observations that are not numbers from the 101st on."""
 
-    count = 0
+    def __init__(self):
+        super().__init__()
+        self.count = 0
 
     def _obs(self):
-        Broken.count += 1
-        return super()._obs() * (np.nan if Broken.count > 100 else 1)
+        self.count += 1
+        return super()._obs() * (np.nan if self.count > 100 else 1)
 
 
 class Counter(Toggle):
@@ -96,7 +99,7 @@ class Slow(Toggle):
 
 
 class Opaque(Toggle):
-    """Holds something of which nobody knows how to save it."""
+    """Holds an object that cannot be saved."""
 
     def __init__(self):
         super().__init__()
@@ -104,7 +107,10 @@ class Opaque(Toggle):
 
 
 class Drift(gym.Env):
-    """Has state of every kind that can be saved: numbers, arrays, a nested container, a generator of its own."""
+    """Has state of every kind that can be saved: numbers, arrays, a nested container, a generator of its own.
+
+    It also draws from the global generators of Python and numpy.
+    """
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
@@ -116,10 +122,36 @@ class Drift(gym.Env):
         return self.position.copy(), {}
 
     def step(self, action):
-        self.speed = np.float32(self.speed + action[0] + 0.1 * self.own.normal())
+        noise = self.own.normal() + np.random.normal() + random.gauss(0, 1)
+        self.speed = np.float32(self.speed + action[0] + 0.1 * noise)
         self.past["speeds"].append(float(self.speed))
         self.position += self.speed, np.mean(self.past["speeds"]) + self.np_random.normal()
         return self.position.copy(), -float(abs(self.position[0])), bool(abs(self.position[0]) > 20), False, {}
+
+
+class Walk(gym.Env):
+    """A noisy walk in the plane, driven by a force, or by one of three choices; leaving the circle ends an episode."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+
+    def __init__(self, choices=False):
+        self.action_space = gym.spaces.Discrete(3, start=1) if choices else gym.spaces.Box(-1, 1, (2,), np.float32)
+        self.forces = np.array([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]]) if choices else None
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position, self.wind = self.np_random.normal(0, 0.5, 2), self.np_random.normal()
+        return self._obs(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        force = action if self.forces is None else self.forces[action - 1]
+        self.position = self.position + 0.5 * force + self.np_random.normal(0, 0.5, 2) + [0.1 * self.wind, 0.0]
+        distance = float(np.linalg.norm(self.position))
+        return self._obs(), 1.0 - distance, distance > 1.8, False, {}
+
+    def _obs(self):
+        return np.array([*self.position, self.wind])
 
 
 gym.register("Toggle-v0", Toggle, max_episode_steps=3)
@@ -132,3 +164,5 @@ gym.register("Raises-v0", Raises)
 gym.register("Slow-v0", Slow, max_episode_steps=3)
 gym.register("Opaque-v0", Opaque, max_episode_steps=3)
 gym.register("Drift-v0", Drift, max_episode_steps=60)
+gym.register("Walk-v0", Walk, max_episode_steps=5)
+gym.register("Walk-v1", Walk, kwargs={"choices": True}, max_episode_steps=5)

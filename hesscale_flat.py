@@ -1,0 +1,150 @@
+"""The memory that hesscale_core.py computes in: numpy arrays or torch tensors, and networks laid out as one vector.
+
+Nothing here is mathematics. Networks this small cost calls rather than arithmetic, so what is fast on a CPU is numpy in
+place of torch, and one long vector in place of many small tensors. Percentages are of the time of a PPO minibatch on 64
+samples, actor and critic (benchmarks/minibatch.py).
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def namespace(*arrays):
+    """Return numpy or torch, whichever all `arrays` belong to; the core uses only what both spell alike.
+
+    Raises TypeError if they are mixed.
+    """
+    kinds = {*map(type, arrays)}
+    if kinds == {np.ndarray} or all(issubclass(kind, np.ndarray) for kind in kinds):
+        return np
+    if all(issubclass(kind, torch.Tensor) for kind in kinds):
+        return torch
+    names = ", ".join(type(array).__name__ for array in arrays)
+    raise TypeError(f"expected only numpy arrays or only torch tensors, got {names}")
+
+
+def constant(array):
+    """Return the array without autograd's graph."""
+    return array.detach() if isinstance(array, torch.Tensor) else array
+
+
+def check_shapes(shape, **arrays):
+    """Raise ValueError with the name of an array that has another shape than `shape`."""
+    for name, array in arrays.items():
+        if array.shape != shape:
+            raise ValueError(f"{name} has shape {list(array.shape)}; expected {list(shape)}")
+
+
+def numpy_computes(tensor):
+    """Return whether numpy computes with the tensor's memory: on a CPU, in float32 or float64."""
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+
+
+class FlatModule(nn.Module):
+    """A network whose parameters, gradients and Hessian diagonals are one vector each.
+
+    A subclass calls flatten() at the end of its __init__. Then `tensors` are three lists, of the parameters, of their
+    gradients and of their Hessian diagonals: a view for each of current_parameters(), and last the whole vector.
+    `arrays` are the same views as numpy arrays, or None where numpy can't share the memory.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.__dict__["_flat"] = nn.Parameter(torch.zeros(0))  # not by assignment, which would register it
+        self._inputs = []  # the input of each layer, kept by forward for backward
+
+    def current_parameters(self):
+        """Return the parameters as they are now, in the vectors' order; functional_call, for one, replaces them."""
+        return list(self.parameters())
+
+    @torch.no_grad()
+    def flatten(self):
+        """Move the parameters into one vector, allocate two more for gradients and diagonals, and make all views."""
+        params = self.current_parameters()
+        data, sizes = torch.cat([p.reshape(-1) for p in params]), [p.numel() for p in params]
+        self.tensors, self.arrays, self._pinned = [], None, False
+        for vector in data, torch.zeros_like(data), torch.zeros_like(data):
+            parts = zip(vector.split(sizes), params, strict=True)
+            self.tensors.append([*(part.view(p.shape) for part, p in parts), vector])
+        self._published = list(zip([*params, self._flat], *self.tensors[1:], strict=True))
+        for (p, _, _), p.data in zip(self._published, self.tensors[0], strict=True):
+            p.grad = p.hess = None
+        self._places = [p.data_ptr() for p in params]
+        if numpy_computes(data):
+            self.arrays = [[tensor.numpy() for tensor in tensors] for tensors in self.tensors]
+
+    def follow_parameters(self):
+        """Flatten again if a copy, .to(), an assigned .data or a new layer has moved the parameters."""
+        if not self._pinned and [p.data_ptr() for p in self.current_parameters()] != self._places:
+            self.flatten()
+
+    def parameters_like(self, x):
+        """Return current_parameters() for a tensor `x`; for a numpy array, the arrays that share their memory.
+
+        Raises TypeError for an array of another dtype, or if numpy can't share the memory.
+        """
+        if not isinstance(x, np.ndarray):
+            return self.current_parameters()
+        self.follow_parameters()
+        if self.arrays is None or x.dtype != self.arrays[0][-1].dtype:
+            where = f"{self._flat.dtype} on the {self._flat.device.type}"
+            raise TypeError(f"input is a numpy array of {x.dtype}, the parameters are {where}: convert one of them")
+        return self.arrays[0]
+
+    @property
+    def flat(self):
+        """All parameters as one nn.Parameter [P], with .grad and .hess, for an optimizer in place of net.parameters().
+
+        To take it pins the parameters, which saves 10%: a network need not look where they are, nor set .grad and .hess
+        of each. Values may change in place, as by load_state_dict, and .to() and copies are still followed; an assigned
+        .data or a new layer is not. Raises ValueError if parameters are frozen.
+        """
+        if not all(p.requires_grad for p in self.parameters()):
+            raise ValueError("net.flat includes frozen parameters: give the optimizer net.parameters() instead")
+        self.follow_parameters()
+        self._pinned, self._published = True, self._published[-1:]
+        return self._flat
+
+    def publish(self, curvature):
+        """Set .grad and .hess of all parameters to their views, for optimizers; `curvature` None is for no diagonal."""
+        for p, grad, hess in self._published:
+            p.grad, p.hess, hess.curvature = grad, hess if curvature else None, curvature
+
+    def _apply(self, fn, recurse=True):  # of .to(), .double(), .cuda()
+        self._pinned = False
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self):  # of copies and pickles
+        return self.__dict__ | {"_places": None, "_pinned": False, "_inputs": []}  # _places may come to fit by chance
+
+
+class KeptArrays:
+    """The arrays that an optimizer computes with, kept from one step to the next, because making them takes 2%."""
+
+    def __init__(self):
+        self._kept = {}
+
+    def read(self, p, hess, moments):
+        """Return numpy or torch, and as its arrays p, p.grad, `hess`, the moments, and two scratch arrays like p.
+
+        `hess` is the Hessian diagonal of the parameter p or None, `moments` a list of tensors like p or None. Raises
+        ValueError if `hess` has another shape than p.
+        """
+        pointer, grad, diagonal, arrays = self._kept.get(p, (None,) * 4)
+        if not (pointer == p.data_ptr() and grad is p.grad and diagonal is hess):
+            if hess is not None:
+                check_shapes(p.shape, hess=hess)
+            xp = np if numpy_computes(p) else torch
+            tensors = p.data, p.grad, hess, *moments, torch.empty_like(p.data), torch.empty_like(p.data)
+            tensors = map(constant, tensors)
+            arrays = xp, *(t.numpy() if xp is np and t is not None else t for t in tensors)
+            self._kept[p] = p.data_ptr(), p.grad, hess, arrays
+        return arrays
+
+    def negative_share(self):
+        """Return the share of entries below zero in the Hessian diagonals that were read last, in [0, 1]."""
+        diagonals = [hess for *_, (_, _, _, hess, *_) in self._kept.values()]
+        return sum(int((hess < 0).sum()) for hess in diagonals) / sum(math.prod(hess.shape) for hess in diagonals)
