@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Check the style and run the tests in .venv, made on first use; arguments go to pytest.
+# Check the style and run the tests on all cores, in .venv, made on first use; arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh requirements.txt requirements-dev.txt
 ruff check .
 ruff format --check .
-exec python -m pytest "$@"
+exec python -m pytest --numprocesses auto --dist worksteal "$@"
