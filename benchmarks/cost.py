@@ -2,11 +2,12 @@
 
     python benchmarks/cost.py [--hesscale PATH]     # three minutes, 10 GB; with --quick seconds, to see that all runs
 
-As there, 64 inputs, 512 tanh units in each hidden layer and 30 updates; one hidden layer and 16 to 512 outputs, or 100
-outputs and 1 to 128 hidden layers. The clock runs from the network's output to the end of the step, without the forward
-pass. What the paper leaves out is a single sample, as in the history of the authors' repository, and the cross-entropy
-loss. Everything is measured in turns, on one thread. Ours works on numpy arrays: faster than tensors in small networks,
-as fast with 32 layers. The peers are critic.py's. The table goes to results/cost.csv, the picture to results/cost.png.
+As there, networks have 64 inputs and 512 tanh units in each hidden layer, and 30 updates are timed; they have one
+hidden layer and 16 to 512 outputs, or 100 outputs and 1 to 128 hidden layers. The clock runs from the network's output
+to the end of the step, without the forward pass. The paper does not say the batch and the loss: here they are a single
+sample, as in the history of the authors' repository, and the cross-entropy. Methods are timed in turns, on one thread.
+Ours works on numpy arrays: faster than tensors in small networks, as fast with 32 layers. The peers are those of
+critic.py. The table goes to results/cost.csv, the picture to results/cost.png.
 """
 
 import csv
@@ -31,8 +32,8 @@ OURS = ("adam", "adahesscalegn", "adahesscale", "adahessian")
 PEERS = ("AdaHessian of pytorch_optimizer", "the authors' AdaHesScaleGN", "the authors' AdaHesScale")
 TARGETS = {"adahesscalegn": 1.25, "adahesscale": 2.0, "adahessian": 3.0}  # the paper's averages
 
-# Okabe and Ito's colours, which the colour-blind tell apart, and markers for who sees none, smaller the later they are
-# drawn, since ours lie on each other; what is not ours is dashed or black
+# Okabe and Ito's colours, which the colour-blind tell apart, and markers for greyscale; later markers are smaller,
+# because our curves lie on each other; curves of others are dashed or black
 STYLES = {
     critic.REFERENCE: dict(label="Adam, torch", color="black", marker="s", markersize=5),
     "adam": dict(label="Adam, ours", color="#0072B2", marker="o", markersize=9),
@@ -48,21 +49,21 @@ STYLES = {
 @dataclass
 class Args:
     hesscale: Path | None = None
-    """a checkout of https://github.com/mohmdelsayed/HesScale; None to do without"""
+    """a checkout of https://github.com/mohmdelsayed/HesScale; None leaves its optimizers out"""
     peers_python: Path = ROOT / ".venv-peers/bin/python"
-    """the Python that has the peers"""
+    """the Python of the environment with the peers"""
     batch: int = 1
     """samples in a batch"""
     rounds: int = 30
-    """how many times each is timed"""
+    """number of times that each is timed"""
     csv: Path = ROOT / "results/cost.csv"
-    """the table's file, which is overwritten as the .png beside it is"""
+    """the table's file; it and the .png beside it are overwritten"""
     quick: bool = False
-    """whether to time small networks just once and keep nothing, to see that all of them run"""
+    """whether to time small networks only once and keep nothing, to see that all of them run"""
 
 
 def problems(args):
-    """{(panel, size): problem}, in the order of the panels' sizes."""
+    """Return {(panel, size): problem}, in the order of the panels' sizes."""
     width, outputs, layers = (8, [2, 4], [1, 2]) if args.quick else (512, 2 ** np.arange(4, 10), 2 ** np.arange(8))
     over = {("outputs", int(n)): critic.Problem(64, (width,), int(n), args.batch) for n in outputs}
     return over | {("layers", int(n)): critic.Problem(64, (width,) * int(n), 100, args.batch) for n in layers}
@@ -70,7 +71,7 @@ def problems(args):
 
 def measure(panel, size, problem, peers, args):
     """Return the table's rows for one network: one for each method."""
-    # turns of several updates, or each would find the caches full of the others' parameters
+    # several updates in a turn, because the first one finds the caches full of another method's parameters
     calls = max(1, 16 // len(problem.hidden_features))
     timed = critic.functions(problem, OURS, peers, calls=calls, with_forward=False)
     times = in_turns(timed, 1 if args.quick else args.rounds, warmup=0 if args.quick else 2)
@@ -87,23 +88,20 @@ def measure(panel, size, problem, peers, args):
 
 
 def series(rows, panel):
-    """{name: rows of that panel}, in the order of STYLES."""
-    return {
-        name: of_name
-        for name in STYLES
-        if (of_name := [row for row in rows if (row["panel"], row["name"]) == (panel, name)])
-    }
+    """Return {name: rows of that panel}, in the order of STYLES."""
+    by_name = {name: [row for row in rows if (row["panel"], row["name"]) == (panel, name)] for name in STYLES}
+    return {name: own for name, own in by_name.items() if own}
 
 
 def print_table(rows, panel):
-    """A panel's medians; and their ratios to torch's Adam, with the ratios' mean and the last growth, 1 if linear."""
-    of_name = series(rows, panel)
-    sizes = [row["size"] for row in of_name[critic.REFERENCE]]
+    """Print a panel's medians, and their ratios to torch's Adam with mean and last growth, which is 1 if linear."""
+    by_name = series(rows, panel)
+    sizes = [row["size"] for row in by_name[critic.REFERENCE]]
     print(f"\nms of an update over the number of {panel}".ljust(41) + "".join(f"{size:>8}" for size in sizes))
-    for name, own in of_name.items():
+    for name, own in by_name.items():
         print(f"  {STYLES[name]['label']:<38}" + "".join(f"{row['median'] / 1e3:8.3g}" for row in own))
     print(f"relative to {STYLES[critic.REFERENCE]['label']}".ljust(40 + 8 * len(sizes)) + "    mean  growth")
-    for name, own in of_name.items():
+    for name, own in by_name.items():
         ratios = [row["ratio"] for row in own]
         time, parameters = (own[-1][key] / own[-2][key] for key in ("median", "parameters"))
         target = f"  target {TARGETS[name]:g}" if name in TARGETS else ""
@@ -114,6 +112,7 @@ def print_table(rows, panel):
 
 
 def draw(rows, path):
+    """Draw both panels into the file `path`."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for axis, panel in zip(axes, ("outputs", "layers"), strict=True):
         for name, own in series(rows, panel).items():

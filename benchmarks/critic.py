@@ -1,12 +1,12 @@
-"""What a critic update costs, beside torch's Adam, AdaHessian and the authors' HesScale: medians, in turns, one thread.
+"""The time of a critic update, beside torch's Adam, AdaHessian and the authors' HesScale: medians, on one thread.
 
     python benchmarks/critic.py [--hesscale PATH] [--csv results/critic.csv]
 
-From the forward pass to the step, in float32: 64 samples, 11 inputs, 64-64 tanh, one output, half the mean squared
-error (torch's MSELoss in the others, which is twice that and one operation less). PATH is a checkout of
-https://github.com/mohmdelsayed/HesScale. The peers run in a process of their own, in the environment that
-benchmarks/peers.sh makes; what is missing is skipped. Before the clock starts, every gradient, and the diagonals of
-the authors' HesScale and HesScaleGN, are compared with ours on the same weights and data.
+The time is that from the forward pass to the step, in float32: 64 samples, 11 inputs, 64-64 tanh units, one output,
+half the mean squared error (the others have torch's MSELoss, which is twice that and one operation less). PATH is a
+checkout of https://github.com/mohmdelsayed/HesScale. The peers run in a process of their own, in the environment that
+benchmarks/peers.sh makes; missing ones are skipped. Before it starts the clock, the script compares every gradient, and
+the diagonals of the authors' HesScale and HesScaleGN, with ours on the same weights and data.
 """
 
 import copy
@@ -33,23 +33,23 @@ from hesscale_core import TanhMLP, cross_entropy_loss, hutchinson, make_optimize
 
 REFERENCE = "torch autograd, torch.optim.Adam"
 OURS = ("adam", "adahesscalegn", "adahesscale", "scaled-adahesscale", "adahessian")
-LR = 1e-12  # so small that the networks stay as they are
-TOLERANCE = 1e-4  # for differences from ours, relative to the largest entry; rounding makes 1e-6 of it
+LR = 1e-12  # so small that the networks do not change
+TOLERANCE = 1e-4  # of differences from ours, relative to the largest entry; those of rounding are about 1e-6
 AUTHORS = "https://github.com/mohmdelsayed/HesScale"
 
 
 @dataclass
 class Args:
     hesscale: Path | None = None
-    """a checkout of https://github.com/mohmdelsayed/HesScale; None to do without"""
+    """a checkout of https://github.com/mohmdelsayed/HesScale; None leaves its optimizers out"""
     peers_python: Path = ROOT / ".venv-peers/bin/python"
-    """the Python that has the peers"""
+    """the Python of the environment with the peers"""
     rounds: int = 40
-    """how many times each is timed"""
+    """number of times that each is timed"""
     csv: str | None = None
-    """the table's file; None for none"""
+    """the file to append the table to; None for none"""
     quick: bool = False
-    """whether to time each just once, to see that all of them run"""
+    """whether to time each only once, to see that all of them run"""
 
 
 class Problem(NamedTuple):
@@ -92,12 +92,12 @@ class Method(NamedTuple):
     forward: Callable
     backward: Callable
     step: Callable
-    diagonal: str | None = None  # the attribute that holds it, where it is one of ours
+    diagonal: str | None = None  # name of the attribute with the Hessian diagonal, if we have the same diagonal
     gauss_newton: bool = False
 
 
 def time_updates(method, calls, with_forward=True):
-    """Mean time of `calls` updates in microseconds; without the forward pass, of what comes after it."""
+    """Return the mean time of `calls` updates in microseconds, with or without their forward pass."""
     total = 0.0
     for _ in range(calls):
         start = perf_counter()
@@ -111,14 +111,18 @@ def time_updates(method, calls, with_forward=True):
 
 
 def ours(problem, name):
-    """An update of hesscale_core's: on numpy arrays, but for AdaHessian's, which is autograd's."""
+    """Return an update by hesscale_core, on numpy arrays; only AdaHessian's takes tensors, for autograd."""
     net, x, target = make(problem)
     by_autograd = "adahessian" in name
     params = list(net.parameters()) if by_autograd else [net.flat]
     optimizer = make_optimizer(name, params, LR)
     if by_autograd:
-        backward = lambda output: hutchinson(problem.loss(output, target).loss, params)  # noqa: E731
-        return Method(params, lambda: net(x), backward, optimizer.update)
+        return Method(
+            params,
+            forward=lambda: net(x),
+            backward=lambda output: hutchinson(problem.loss(output, target).loss, params),
+            step=optimizer.update,
+        )
     x, target = x.numpy(), target.numpy()
 
     def backward(output):
@@ -129,7 +133,7 @@ def ours(problem, name):
 
 
 def by_autograd(problem, make_optimizer, *, prepare=lambda module: module, context=nullcontext, create_graph=False):
-    """An update of torch's: `prepare` is applied to network and loss, and `context()` holds the backward pass."""
+    """Return an update by autograd, of prepare(network) and prepare(loss), with its backward pass in context()."""
     net, x, target = make(problem)
     model = prepare(nn.Sequential(*[module for layer in net.layers for module in (layer, nn.Tanh())][:-1]))
     loss_function = prepare(nn.MSELoss() if problem.is_value else nn.CrossEntropyLoss())
@@ -145,11 +149,15 @@ def by_autograd(problem, make_optimizer, *, prepare=lambda module: module, conte
 
 
 def torchs(problem):
+    """Return an update by torch.optim.Adam."""
     return by_autograd(problem, lambda params: torch.optim.Adam(params, lr=LR))
 
 
 def differences_from_ours(problem, method):
-    """Largest difference of the gradient, and of the diagonal if it is one of ours, relative to the largest entry."""
+    """Return {derivative: largest difference from ours, relative to the largest entry}.
+
+    The derivatives are the gradient and, if we have the same diagonal, the Hessian diagonal.
+    """
     net, x, target = make(problem)
     _, grad, hess = problem.loss(net(x), target)
     net.backward(grad, hess, method.gauss_newton)
@@ -168,10 +176,10 @@ def differences_from_ours(problem, method):
 
 
 def check(name, differences):
-    """End the program if a method computes something else than we do, else return a line that says what was checked."""
-    for what, difference in differences.items():
-        if not difference <= TOLERANCE:  # or not a number
-            sys.exit(f"error: {name}: its {what} differs from ours by {difference:.1g} of the largest entry")
+    """End the program with one line if a method's derivatives differ from ours, else return a line that says so."""
+    for derivative, difference in differences.items():
+        if not difference <= TOLERANCE:  # true for nan too
+            sys.exit(f"error: {name}: its {derivative} differs from ours by {difference:.1g} of the largest entry")
     return f"{name}: {' and '.join(differences)} as ours within {max(differences.values()):.0e}"
 
 
@@ -185,7 +193,7 @@ def pytorch_optimizers(problem, hesscale):
 
 
 def import_backpack():
-    torch.nn.grad._grad_input_padding = None  # torch has dropped it, and BackPACK 1.3 uses it for convolutions only
+    torch.nn.grad._grad_input_padding = None  # missing in new versions of torch; BackPACK 1.3 needs it for convolutions
     import backpack
     import backpack.extensions
 
@@ -200,7 +208,7 @@ def diag_ggn(problem, hesscale):
 
 def authors(problem, hesscale, name):
     backpack = import_backpack()
-    sys.modules["turtle"] = types.SimpleNamespace(back=None)  # their linear_gn.py imports it by accident; it needs Tk
+    sys.modules["turtle"] = types.SimpleNamespace(back=None)  # linear_gn.py imports it by accident, and it needs Tk
     sys.path.insert(0, hesscale)
     import optimizers.adahesscale
     import optimizers.adahesscalegn
@@ -228,12 +236,12 @@ def worker(hesscale=None):
     warnings.simplefilter("ignore")
     limit_threads()
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a peer prints is no answer
+    os.dup2(2, 1)  # so that a peer's own output does not mix with the answers
     methods = {}
 
     def make_method(name, in_features, hidden_features, out_features, batch):
         problem = Problem(in_features, tuple(hidden_features), out_features, batch)
-        methods.pop(name, None)  # before its successor takes as much memory
+        methods.pop(name, None)  # frees its memory before its successor takes as much
         methods[name] = PEERS[name](problem, hesscale)
         return differences_from_ours(problem, methods[name])
 
@@ -250,7 +258,7 @@ def worker(hesscale=None):
 
 
 class Peers:
-    """The process of the peers. Those that can't be had are skipped, with a line that says how to get them."""
+    """The process of the peers. It skips missing ones, with a line that says how to install them."""
 
     def __init__(self, args, names=tuple(PEERS)):
         self.names, self.process, self.checks = list(names), None, {}
@@ -291,7 +299,7 @@ class Peers:
 
 
 def functions(problem, names, peers, **options):
-    """Return {name: function that times updates} of torch's Adam, of ours by `names`, and of the peers."""
+    """Return {name: function that times updates} of torch's Adam, of our optimizers `names`, and of the peers."""
     reference = torchs(problem)
     peers.checks[REFERENCE] = check(REFERENCE, differences_from_ours(problem, reference))
     methods = {REFERENCE: reference} | {name: ours(problem, name) for name in names}

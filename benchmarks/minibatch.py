@@ -1,10 +1,11 @@
-"""What a PPO minibatch costs, and what each trick buys: medians, in turns, on one thread.
+"""The time of a PPO minibatch, and of each trick that saves some of it: medians, in turns, on one thread.
 
     python benchmarks/minibatch.py [--csv results/minibatch.csv]
 
-One epoch over a rollout of 2048 samples in 32 minibatches, 64-64 networks, Hopper's sizes (11 observations, 3 actions),
-divided by 32: what ppo_hesscale.py does, from the shuffle to the updates. The reference does what CleanRL's
-ppo_continuous_action.py does: both losses by autograd, gradient clipping, one torch.optim.Adam.
+It times ppo_hesscale.py's `update`, from the shuffle to the last step, for one epoch over a rollout of 2048 samples in
+32 minibatches, and divides by 32. The networks are 64-64, with Hopper's 11 observations and 3 actions. The reference
+makes an epoch as CleanRL's ppo_continuous_action.py does: both losses by autograd, gradient clipping, one
+torch.optim.Adam.
 """
 
 from dataclasses import dataclass
@@ -26,15 +27,15 @@ BATCH, MINIBATCHES, OBS, ACT, CLIP = 2048, 32, 11, 3, 0.2
 @dataclass
 class Args:
     rounds: int = 40
-    """how many times each is timed"""
+    """number of times that each is timed"""
     csv: str | None = None
-    """the table's file; None for none"""
+    """the file to append the tables to; None for none"""
     quick: bool = False
-    """whether to time each just once, to see that all of them run"""
+    """whether to time each only once, to see that all of them run"""
 
 
 def rollout():
-    """Observations, actions, old log-probabilities, returns and advantages."""
+    """Return a generator, and observations, actions, old log-probabilities, returns and advantages."""
     rng = np.random.default_rng(0)
     shapes = (BATCH, OBS), (BATCH, ACT), BATCH, (BATCH, 1), BATCH
     arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
@@ -43,7 +44,7 @@ def rollout():
 
 
 def ours(name, tensors=False):
-    """Return an epoch of ppo_hesscale.py's update; with `tensors`, as on a GPU but on the CPU."""
+    """Return a function that makes an epoch of ppo_hesscale.py; with `tensors`, as on a GPU but on the CPU."""
     rng, (obs, actions, log_probs, returns, advantages) = rollout()
     batch = ppo_hesscale.Batch(obs, actions, log_probs, returns, returns, advantages)
     args = ppo_hesscale.Args(optimizer=name, num_minibatches=MINIBATCHES, update_epochs=1)
@@ -58,10 +59,14 @@ def ours(name, tensors=False):
 
 
 def cleanrls():
+    """Return a function that makes an epoch as CleanRL's ppo_continuous_action.py does."""
     rng, arrays = rollout()
     b_obs, b_actions, b_log_probs, b_returns, b_advantages = map(torch.as_tensor, arrays)
-    make = lambda out: nn.Sequential(nn.Linear(OBS, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, out))  # noqa: E731
-    actor, critic, log_std = make(ACT), make(1), nn.Parameter(torch.zeros(1, ACT))
+    actor, critic = (
+        nn.Sequential(nn.Linear(OBS, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, out))
+        for out in (ACT, 1)
+    )
+    log_std = nn.Parameter(torch.zeros(1, ACT))
     params = [*actor.parameters(), *critic.parameters(), log_std]
     optimizer = torch.optim.Adam(params, lr=1e-12, eps=1e-5)
     b_inds = np.arange(BATCH)
@@ -91,6 +96,7 @@ def cleanrls():
 
 
 def network_pass(tensors):
+    """Return a function that makes a forward pass and a HesScale backward pass, on tensors or on numpy arrays."""
     net = TanhMLP(OBS, (64, 64), ACT)
     obs, grad, hess = (np.ones((64, n), np.float32) for n in (OBS, ACT, ACT))
     if tensors:
@@ -121,6 +127,7 @@ def optimizer_step(flat):
 
 
 def env_step(wrap):
+    """Return a function that makes a step of wrap(Hopper-v4), and a reset if an episode ends."""
     env = wrap(gym.make("Hopper-v4"))
     env.reset(seed=0)
     rng = np.random.default_rng(0)
@@ -136,6 +143,7 @@ def env_step(wrap):
 
 
 def gymnasiums(env):
+    """Wrap an environment as CleanRL does."""
     env = gym.wrappers.NormalizeObservation(gym.wrappers.ClipAction(gym.wrappers.RecordEpisodeStatistics(env)))
     env = gym.wrappers.TransformObservation(env, lambda obs: np.clip(obs, -10, 10), None)
     return gym.wrappers.TransformReward(gym.wrappers.NormalizeReward(env), lambda r: np.clip(r, -10, 10))
@@ -145,7 +153,7 @@ def main(args):
     limit_threads()
 
     def table(title, functions, base, calls, share=1):
-        """Time functions that take `calls` calls together to be measurable; `share` of a call is what is reported."""
+        """Time `calls` calls of each function together; report the time of a call divided by `share`."""
         rounds, calls = (1, 1) if args.quick else (args.rounds, calls)
         timed = {name: per_call(function, calls) for name, function in functions.items()}
         times = in_turns(timed, rounds, warmup=0 if args.quick else 2)

@@ -4,9 +4,9 @@
 
 whole_run.py runs it; benchmarks/peers.sh makes its environment. As there, rollouts are of 2048 steps (PPO) or 5 (A2C),
 actor and critic have 64-64 tanh networks each, VecNormalize normalizes observations and rewards, the optimizer is Adam
-(A2C's RMSprop is Stable-Baselines3's default, but Adam is what HesScale's optimizers extend), and TensorBoard gets what
-Stable-Baselines3 logs by default. What is left of its own: one optimizer and one loss for actor and critic, gradients
-clipped to 0.5. The steps/s are those of learn(), start-up excluded.
+(rather than Stable-Baselines3's RMSprop in A2C, because HesScale's optimizers extend Adam), and TensorBoard gets the
+default log of Stable-Baselines3. Its own are only one optimizer and one loss for actor and critic, and gradients
+clipped to 0.5. The steps/s are those of learn(), without the start-up.
 """
 
 import argparse

@@ -20,19 +20,19 @@ sys.path.insert(0, str(ROOT))
 
 
 def limit_threads():
-    """Give this process one thread, and by its environment the processes that it starts."""
+    """Limit this process to one thread and, by the environment, the processes that it starts."""
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = "1"
     threadpoolctl.threadpool_limits(1)
-    if "torch" in sys.modules:  # whole_run.py does without
+    if "torch" in sys.modules:  # whole_run.py does not import it
         sys.modules["torch"].set_num_threads(1)
 
 
 def in_turns(functions, rounds, warmup=1):
     """Call each of `functions`, {name: function that returns a time}, `warmup` + `rounds` times, A B C A B C ...
 
-    In turns, so that a machine whose speed drifts slows all of them alike, and a ratio within a round stays right.
-    Returns {name: times [rounds]}.
+    A machine whose speed drifts then slows all of them alike, and a ratio within a round stays right. Returns
+    {name: times [rounds]}.
     """
     times = {name: np.zeros(rounds) for name in functions}
     for i in tqdm(range(-warmup, rounds), leave=False, disable=not sys.stderr.isatty()):
@@ -44,7 +44,7 @@ def in_turns(functions, rounds, warmup=1):
 
 
 def per_call(function, calls):
-    """Make of `function` one that returns its mean time over `calls` calls, in microseconds."""
+    """Return a function that calls `function` `calls` times and returns the mean time in microseconds."""
 
     def timed():
         start = time.perf_counter()
@@ -59,11 +59,11 @@ def report(title, times, base, unit="us", path=None):
     """Print a table: median [quartiles] of each, and of its ratio to `base` within a round; append it to a CSV.
 
     Args:
-        title: what was measured.
-        times: {name: times [rounds]} of in_turns.
+        title: the table's title.
+        times: {name: times [rounds]}, the result of in_turns.
         base: the name that ratios are relative to.
-        unit: of the times, e.g. "us", "s", "MB".
-        path: the CSV; None for none.
+        unit: unit of the times, e.g. "us", "s", "MB".
+        path: path of the CSV; None writes none.
 
     Returns {name: median ratio to base}.
     """

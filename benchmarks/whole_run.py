@@ -1,8 +1,8 @@
-"""What a whole run costs, beside CleanRL, Stable-Baselines3 and the bare environment.
+"""The time and memory of a whole run, beside CleanRL, Stable-Baselines3 and the bare environment.
 
     python benchmarks/whole_run.py --cleanrl PATH     # ten minutes; with --quick half of one, to see that all runs
 
-Measured in turns, every run a process of its own on one CPU thread, in a folder that is removed afterwards:
+Every run is a process of its own on one CPU thread, in a folder that is removed afterwards. Measured in turns:
 
 1. PPO on Hopper-v4, TensorBoard on: ppo_hesscale.py, CleanRL's ppo_continuous_action.py at its defaults, and
    Stable-Baselines3's PPO with the same settings (sb3_run.py);
@@ -11,9 +11,9 @@ Measured in turns, every run a process of its own on one CPU thread, in a folder
 4. the time from the start of `python ppo_hesscale.py ...` to its first environment step;
 5. the peak memory of the runs of 1 and 2.
 
-The time of a step is each program's own account of its whole run, imports and set-up excluded: the last line of
-ours, CleanRL's last "SPS:", and the time of learn() in sb3_run.py. CleanRL has the environment that it is pinned to
-(gymnasium 0.29.1), the others have ours. Both come from benchmarks/peers.sh; what is missing is skipped.
+The time of a step is the one that each program prints for its whole run, without imports and set-up: in our last line,
+in CleanRL's last "SPS:", and for learn() in sb3_run.py. CleanRL runs with the gymnasium that it is pinned to, 0.29.1,
+the others with ours. benchmarks/peers.sh makes both environments; missing programs are skipped.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import timing
 
-# this process imports no torch: a child's peak memory is never below what its parent used when it was started
+# this process does not import torch, because a child's peak memory is at least its parent's at the start of the child
 ROOT = timing.ROOT
 ROLLOUT = 2048
 SKIPPED = {
@@ -39,8 +39,8 @@ SKIPPED = {
 STEPS_PER_SECOND = r"at ([\d,]+) steps/s"
 FIRST_STEP = r"first step at ([\d.]+)"
 
-# Python runs a sitecustomize.py on PYTHONPATH before anything else. This one leaves the program and the order of its
-# imports alone, and ends it where MuJoCo would make its first step (a reset makes none)
+# Python runs a sitecustomize.py on PYTHONPATH before anything else. This one ends the program at MuJoCo's first step (a
+# reset makes none), and changes neither the program before that nor the order of its imports
 SITECUSTOMIZE = """
 import os, sys, time
 from importlib.machinery import PathFinder
@@ -62,7 +62,7 @@ sys.meta_path.insert(0, Finder)
 
 
 class RunFailed(Exception):
-    """A child that ended with an error, or without the number it was run for."""
+    """A child ended with an error, or without printing the number to measure."""
 
 
 def run(command, pattern, first_step=False):
@@ -89,9 +89,8 @@ def run(command, pattern, first_step=False):
             process.returncode = os.waitstatus_to_exitcode(status)
         numbers = re.findall(pattern, out.read_text())
         if process.returncode or not numbers:
-            what = Path(command[1]).name
             lines = err.read_text().strip().splitlines() or [f"exit status {process.returncode}, nothing on stderr"]
-            raise RunFailed(f"{what} under {command[0]} failed: {lines[-1]}")
+            raise RunFailed(f"{Path(command[1]).name} under {command[0]} failed: {lines[-1]}")
     number = float(numbers[-1].replace(",", ""))
     peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return number - start if first_step else number, peak
@@ -140,7 +139,7 @@ def in_turns(title, function, programs, args):
 
 def main(args):
     timing.limit_threads()
-    sys.stdout.reconfigure(line_buffering=True)  # a table that is done shows, in a pipe too
+    sys.stdout.reconfigure(line_buffering=True)  # shows each table when it is done, in a pipe too
 
     def ours(script, env_id, steps):
         command = [sys.executable, ROOT / script, "--env-id", env_id, "--optimizer", "scaled-adahesscale"]
@@ -228,7 +227,7 @@ def parse_args():
             writable = not path.is_dir() and os.access(path if path.exists() else path.parent, os.W_OK)
         except OSError:
             writable = False
-        if not writable:  # said now, not after ten minutes
+        if not writable:  # an error now rather than after ten minutes
             raise argparse.ArgumentTypeError(f"{text}: can't be written; give the path of a file that can")
         return path
 
@@ -240,7 +239,7 @@ def parse_args():
     add("--steps", type=at_least(ROLLOUT), default=20 * ROLLOUT, help="steps of a run; half as many of an A2C run")
     add("--csv", type=table, default=ROOT / "results/whole_run.csv", help="the table to append to")
     add("--quick", action="store_true", help="see whether everything runs: one round of one rollout, no table")
-    add("--bare", metavar="ENV_ID", help=argparse.SUPPRESS)  # what a child of this script does
+    add("--bare", metavar="ENV_ID", help=argparse.SUPPRESS)  # for a child of this script
     args = parser.parse_args()
     if args.quick:
         args.rounds, args.steps, args.csv = 1, ROLLOUT, None

@@ -228,8 +228,7 @@ def adahessian(loss, params, x, targets, samples, generator):
     """Return the first of `samples` of z * (Hz), and the mean of all, each as layers; H is the mean loss's Hessian."""
 
     def batch_loss(params, x, targets):
-        one = lambda x, targets: loss.sample(_forward(params, x)[1][-1], *targets)  # noqa: E731
-        return vmap(one)(x, targets).mean()
+        return vmap(lambda x, targets: loss.sample(_forward(params, x)[1][-1], *targets))(x, targets).mean()
 
     def product(params, x, targets, z):
         return vmap(lambda z: jvp(lambda p: grad(batch_loss)(p, x, targets), (params,), (z,))[1])(z)

@@ -124,8 +124,8 @@ def test_ggn_is_the_diagonal_of_jacobian_hessian_jacobian(name):
     for g in range(len(case[2])):
         vector, output, _ = as_functions(*case[1:2], g, *case[2:])
         jacobian = torch.autograd.functional.jacobian(output, vector).flatten(0, 1)
-        out, of_group = output(vector), [t[g] for t in case[3]]
-        hess = torch.autograd.functional.hessian(lambda out: case[4](out, *of_group), out).reshape(out.numel(), -1)  # noqa: B023
+        out, targets = output(vector), [t[g] for t in case[3]]
+        hess = torch.autograd.functional.hessian(lambda out: case[4](out, *targets), out).reshape(out.numel(), -1)  # noqa: B023
         expected = unflatten((jacobian.T @ hess @ jacobian).diagonal(), case[1])
         for layer, expected_layer in zip(computed["GGN"], expected, strict=True):
             close(layer[g], expected_layer)

@@ -1,6 +1,8 @@
 """The benchmarks run, with and without the peers that they measure against."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 
@@ -37,6 +39,24 @@ def test_the_other_benchmarks_run(tmp_path, script):
     for text in BENCHMARKS[script]:
         assert text in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", ["critic.py", "sb3_run.py"])
+def test_the_peers_environment_has_the_packages_that_its_scripts_import(script):
+    """CI does not make it, and so would not see that one is missing."""
+    installed = set(re.findall(r"^([\w-]+)==", (ROOT / "benchmarks/peers.txt").read_text().replace("-", "_"), re.M))
+    scripts, imported = [ROOT / "benchmarks" / script], set()
+    while scripts:
+        for node in ast.parse(scripts.pop().read_text()).body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                modules = {name.partition(".")[0] for name in names} - imported
+                imported |= modules
+                paths = [folder / f"{module}.py" for module in modules for folder in (ROOT, ROOT / "benchmarks")]
+                scripts += [path for path in paths if path.exists()]
+    ours = {path.stem for folder in (ROOT, ROOT / "benchmarks") for path in folder.glob("*.py")}
+    assert "torch" in imported
+    assert imported - ours - sys.stdlib_module_names <= installed
 
 
 @pytest.mark.parametrize(
