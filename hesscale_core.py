@@ -6,8 +6,7 @@
 
 Numbers of sections, equations and algorithms are those of Elsayed et al., "Revisiting Scalable Hessian Diagonal
 Approximations for Applications in Reinforcement Learning", ICML 2024. Parts 1 and 2 take numpy arrays, fast on a CPU,
-or torch tensors, for a GPU, and return the same; they raise TypeError if the two are mixed, and ValueError if shapes do
-not fit. Percentages in comments are of a PPO minibatch's time (benchmarks/minibatch.py).
+or torch tensors, for a GPU, and return the same; they raise TypeError if these mix, ValueError if shapes do not fit.
 """
 
 import itertools
@@ -89,13 +88,8 @@ class TanhMLP(FlatModule):
         check_shapes((len(inputs[0]), len(params[last])), grad_output=g, hess_output=h)
         if (self._parameters["log_std"] is None) != (grad_log_std is None):
             raise ValueError("grad_log_std and hess_log_std belong to a network with log_std, which needs them")
-        if grad_log_std is not None:
-            hess_log_std = hess_log_std if second_order else grad_log_std
-            namespace(g, grad_log_std, hess_log_std)
-            check_shapes(params[-2].shape, grad_log_std=grad_log_std, hess_log_std=hess_log_std)
         if g.dtype != params[0].dtype or h.dtype != params[0].dtype:  # float64 targets make float64 derivatives
             g, h = (xp.asarray(d, dtype=params[0].dtype) for d in (g, h))
-
         ones = xp.ones_like(g[:, 0])
         for i in range(last, -1, -2):
             x = inputs[i // 2]
@@ -118,8 +112,10 @@ class TanhMLP(FlatModule):
                 if not gauss_newton:
                     h -= 2 * x * g
         if grad_log_std is not None:
-            grads[-2][:] = constant(grad_log_std)
-            hesses[-2][:] = constant(hess_log_std)
+            hess_log_std = hess_log_std if second_order else grad_log_std
+            namespace(g, grad_log_std, hess_log_std)
+            check_shapes(params[-2].shape, grad_log_std=grad_log_std, hess_log_std=hess_log_std)
+            grads[-2][:], hesses[-2][:] = constant(grad_log_std), constant(hess_log_std)
         self.publish(None if not second_order else "HesScaleGN" if gauss_newton else "HesScale")
 
 
@@ -241,9 +237,8 @@ def _policy_loss(policy, loss, log_prob, weight, derivatives, ent_coef):
 def cross_entropy_loss(logits, targets):
     """Cross-entropy, the mean over the batch of -log q_target, for logits [B, C] and targets [B]: a Loss (App. B.1)."""
     namespace(logits, targets)
-    low, high = targets.min(), targets.max()
-    if not 0 <= low <= high < logits.shape[-1]:  # -1 would count from the end
-        raise ValueError(f"targets are in [{low}, {high}]; expected classes in [0, {logits.shape[-1]})")
+    if targets.min() < 0 or targets.max() >= logits.shape[-1]:  # -1 would count from the end
+        raise ValueError(f"targets are in [{targets.min()}, {targets.max()}]; expected [0, {logits.shape[-1]})")
     log_prob, (score, curvature) = Softmax(logits).derivatives(targets)
     return Loss(-log_prob.mean(), score / -len(logits), curvature / -len(logits))
 
@@ -310,9 +305,9 @@ class ScaledOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state):  # of load_state_dict, copies and pickles
         super().__setstate__(state)
-        self._kept, self.name = KeptArrays(), self.param_groups[0]["name"]
-        self.scaled, base_name = self.name.startswith("scaled-"), self.name.removeprefix("scaled-")
-        self.second_moment, self.curvature = KINDS[base_name]
+        self.name = self.param_groups[0]["name"]
+        self._kept, self.scaled = KeptArrays(self.name), self.name.startswith("scaled-")
+        self.second_moment, self.curvature = KINDS[self.name.removeprefix("scaled-")]
         self.needs_hess = self.scaled or self.second_moment == "hess"
         needed = self.second_moment, self.second_moment, self.scaled and self.second_moment != "hess"
         self.moments = [*itertools.compress(MOMENTS, needed)]
@@ -337,14 +332,14 @@ class ScaledOptimizer(torch.optim.Optimizer):
         return loss
 
     def update(self):
-        """Make one step without what torch puts around `step`, which takes 5%."""
+        """Make one step without what torch puts around `step`, 5% of PPO's minibatch."""
         steps, h = [], 0.0
         trained = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None and p.requires_grad]
         for group, p in trained:
             (beta1, beta2), lr = group["betas"], group["lr"]
             state, (xp, data, grad, hess, exp_avg, exp_avg_sq, exp_avg_hess_sq, u, root) = self._read(p)
             t = state["step"] = state["step"] + 1
-            correction = math.sqrt(1 - beta2**t)  # sqrt(V) / sqrt(V^), one number: a vector V^ would take 2%
+            correction = math.sqrt(1 - beta2**t)  # sqrt(V) / sqrt(V^), a number; a vector takes 2% of a minibatch
             if exp_avg is None:
                 u[...], root[...], scale = grad, 1.0, lr  # U = scale u
             else:
@@ -370,15 +365,11 @@ class ScaledOptimizer(torch.optim.Optimizer):
             data -= u
 
     def _read(self, p):
-        """Return p's state, and what KeptArrays.read returns for p; make the state before the first step."""
-        state, hess = self.state[p], getattr(p, "hess", None) if self.needs_hess else None
-        if self.needs_hess and (hess is None or getattr(hess, "curvature", self.curvature) != self.curvature):
-            what = "no .hess" if hess is None else f"a .hess of {hess.curvature}"
-            what = f"a parameter of shape {list(p.shape)} has {what}"
-            raise RuntimeError(f"{self.name}: {what}; before each step, compute that of {self.curvature}")
+        """Return p's state, which the first step makes, and what KeptArrays.read returns for p."""
+        state = self.state[p]
         if not state:
             state.update({name: torch.zeros_like(p, requires_grad=False) for name in self.moments}, step=0)
-        return state, self._kept.read(p, hess, [state.get(name) for name in MOMENTS])
+        return state, self._kept.read(p, self.curvature if self.needs_hess else None, map(state.get, MOMENTS))
 
 
 make_optimizer = ScaledOptimizer  # make_optimizer("adam", net.parameters(), lr=3e-4) reads as what it does

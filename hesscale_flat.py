@@ -111,7 +111,8 @@ class FlatModule(nn.Module):
     def publish(self, curvature):
         """Set .grad and .hess of all parameters to their views, for optimizers; `curvature` None is for no diagonal."""
         for p, grad, hess in self._published:
-            p.grad, p.hess, hess.curvature = grad, hess if curvature else None, curvature
+            p.grad = grad if p.requires_grad else None
+            p.hess, hess.curvature = hess if curvature else None, curvature
 
     def _apply(self, fn, recurse=True):  # of .to(), .double(), .cuda()
         self._pinned = False
@@ -124,27 +125,40 @@ class FlatModule(nn.Module):
 class KeptArrays:
     """The arrays that an optimizer computes with, kept from one step to the next, because making them takes 2%."""
 
-    def __init__(self):
-        self._kept = {}
+    def __init__(self, name):
+        self._kept, self.name = {}, name
 
-    def read(self, p, hess, moments):
-        """Return numpy or torch, and as its arrays p, p.grad, `hess`, the moments, and two scratch arrays like p.
+    def read(self, p, curvature, moments):
+        """Return numpy or torch, and as its arrays p, p.grad, p.hess, the moments, and two scratch arrays like p.
 
-        `hess` is the Hessian diagonal of the parameter p or None, `moments` a list of tensors like p or None. Raises
-        ValueError if `hess` has another shape than p.
+        Args:
+            p: a parameter with .grad.
+            curvature: what p.hess has to be the diagonal of; None for an optimizer that reads none.
+            moments: tensors like p, or None for those that the optimizer does without.
+
+        Raises:
+            RuntimeError: p.hess is missing, or is that of another curvature.
+            ValueError: p.hess has another shape than p.
         """
+        hess = getattr(p, "hess", None) if curvature else None
+        if curvature and (hess is None or getattr(hess, "curvature", curvature) != curvature):
+            found = "no .hess" if hess is None else f"a .hess of {hess.curvature}"
+            shape = list(p.shape)
+            raise RuntimeError(
+                f"{self.name}: a parameter of shape {shape} has {found}; before each step, compute that of {curvature}"
+            )
         pointer, grad, diagonal, arrays = self._kept.get(p, (None,) * 4)
         if not (pointer == p.data_ptr() and grad is p.grad and diagonal is hess):
             if hess is not None:
                 check_shapes(p.shape, hess=hess)
             xp = np if numpy_computes(p) else torch
             tensors = p.data, p.grad, hess, *moments, torch.empty_like(p.data), torch.empty_like(p.data)
-            tensors = map(constant, tensors)
-            arrays = xp, *(t.numpy() if xp is np and t is not None else t for t in tensors)
+            arrays = xp, *(t.numpy() if xp is np and t is not None else t for t in map(constant, tensors))
             self._kept[p] = p.data_ptr(), p.grad, hess, arrays
         return arrays
 
     def negative_share(self):
-        """Return the share of entries below zero in the Hessian diagonals that were read last, in [0, 1]."""
-        diagonals = [hess for *_, (_, _, _, hess, *_) in self._kept.values()]
-        return sum(int((hess < 0).sum()) for hess in diagonals) / sum(math.prod(hess.shape) for hess in diagonals)
+        """Return the share of entries below zero in the diagonals that were read last, in [0, 1]; NaN before that."""
+        diagonals = [hess for *_, (_, _, _, hess, *_) in self._kept.values() if hess is not None]
+        entries = sum(math.prod(hess.shape) for hess in diagonals)
+        return sum(int((hess < 0).sum()) for hess in diagonals) / entries if entries else math.nan
