@@ -5,6 +5,7 @@ import glob
 import itertools
 import json
 import os
+import shlex
 import re
 import signal
 import subprocess
@@ -226,7 +227,7 @@ def test_a_listed_command_is_the_cells_own(tmp_path):
     grid = ["--agent", "a2c", *DRIFT, "--optimizer", "adam", "sgd", "--total-timesteps", "640", "--norm-obs", "False"]
     _, listed, _ = run(tmp_path, *grid, "--dry-run")
     assert not (tmp_path / "runs").exists()
-    command = listed.splitlines()[0].removeprefix("not begun ").split()
+    command = shlex.split(listed.splitlines()[0].removeprefix("not begun "))
     assert (
         subprocess.run([sys.executable, *command], cwd=tmp_path, env=ENVIRONMENT, capture_output=True).returncode == 0
     )
