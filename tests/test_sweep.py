@@ -5,8 +5,8 @@ import glob
 import itertools
 import json
 import os
-import shlex
 import re
+import shlex
 import signal
 import subprocess
 import sys
