@@ -51,6 +51,8 @@ class TanhMLP(FlatModule):
 
     def log_std_like(self, x):
         """Return a copy of log_std [out] of the kind of `x`: a policy made of it stays as it was after an update."""
+        if self._parameters["log_std"] is None:
+            raise ValueError("the network has no log_std: make it with log_std=True")
         return self.parameters_like(x)[-2].copy() if isinstance(x, np.ndarray) else self.log_std.clone()
 
     def forward(self, x):
@@ -288,9 +290,10 @@ class ScaledOptimizer(torch.optim.Optimizer):
     is one trust region, so give the actor and the critic one each. AdaHessian has Hutchinson's estimate in .hess (Yao
     et al. 2021), whose mean square is the sum of a Hessian row's squares: the off-diagonal shortens its steps.
 
-    `params` are parameters or groups of them, for a TanhMLP fastest [net.flat]; `delta` is the trust region's radius. A
-    step skips parameters that are frozen or have no .grad, and sets .hess to None, so that none is used twice; it
-    records `eta` and, if scaled, `trust_region` (h). It raises RuntimeError where derivatives are missing or of another
+    `params` are parameters or groups of them, for a TanhMLP fastest [net.flat]. `delta`, the trust region's radius, is
+    by default the paper's for RL; a supervised loss wants a far larger one, or its steps are far too short. A step
+    skips parameters that are frozen or have no .grad, and sets .hess to None, so that none is used twice; it records
+    `eta` and, if scaled, `trust_region` (h). It raises RuntimeError where derivatives are missing or of another
     `curvature`, and FloatingPointError if the update is not finite, which leaves the parameters as they were.
     """
 
@@ -337,7 +340,11 @@ class ScaledOptimizer(torch.optim.Optimizer):
         trained = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None and p.requires_grad]
         for group, p in trained:
             (beta1, beta2), lr = group["betas"], group["lr"]
-            state, (xp, data, grad, hess, exp_avg, exp_avg_sq, exp_avg_hess_sq, u, root) = self._read(p)
+            state = self.state[p]
+            if not state:
+                state.update({name: torch.zeros_like(p, requires_grad=False) for name in self.moments}, step=0)
+            arrays = self._kept.read(p, self.curvature if self.needs_hess else None, map(state.get, MOMENTS))
+            xp, data, grad, hess, exp_avg, exp_avg_sq, exp_avg_hess_sq, u, root = arrays
             t = state["step"] = state["step"] + 1
             correction = math.sqrt(1 - beta2**t)  # sqrt(V) / sqrt(V^), a number; a vector takes 2% of a minibatch
             if exp_avg is None:
@@ -363,13 +370,6 @@ class ScaledOptimizer(torch.optim.Optimizer):
         for data, u, scale in steps:
             u *= self.eta * scale
             data -= u
-
-    def _read(self, p):
-        """Return p's state, which the first step makes, and what KeptArrays.read returns for p."""
-        state = self.state[p]
-        if not state:
-            state.update({name: torch.zeros_like(p, requires_grad=False) for name in self.moments}, step=0)
-        return state, self._kept.read(p, self.curvature if self.needs_hess else None, map(state.get, MOMENTS))
 
 
 make_optimizer = ScaledOptimizer  # make_optimizer("adam", net.parameters(), lr=3e-4) reads as what it does

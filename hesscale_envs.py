@@ -264,6 +264,26 @@ def _restore_attribute(layer, name, saved):
         setattr(layer, name, from_plain(saved))
 
 
+# ---- playing -----------------------------------------------------------------------------------------------
+
+
+def play_episode(agent, env, seed=None, rng=None, max_steps=100_000):
+    """Play an episode in a NormalizedEnv, which then has its return and length; return whether it came to an end.
+
+    Args:
+        agent: of ppo_hesscale.py or a2c_hesscale.py.
+        env: reset with `seed`, or going on with its own random numbers.
+        rng: numpy Generator that draws the actions; None for the most likely ones.
+        max_steps: steps after which an endless episode is left.
+    """
+    obs = env.reset(seed)
+    for _ in range(max_steps):
+        obs, _, terminated, truncated = env.step(agent.act(obs[None], agent.noise(rng, 1) if rng else 0.0)[0])
+        if terminated or truncated:
+            return True
+    return False
+
+
 # ---- making ------------------------------------------------------------------------------------------------
 
 

@@ -99,8 +99,9 @@ class FlatModule(nn.Module):
         """All parameters as one nn.Parameter [P], with .grad and .hess, for an optimizer in place of net.parameters().
 
         To take it pins the parameters, which saves 10%: a network need not look where they are, nor set .grad and .hess
-        of each. Values may change in place, as by load_state_dict, and .to() and copies are still followed; an assigned
-        .data or a new layer is not. Raises ValueError if parameters are frozen.
+        of each. Values may change in place, as by load_state_dict, and .to(), copies and requires_grad_() of the whole
+        network are still followed; an assigned .data, a new layer and freezing a part are not. Raises ValueError if
+        parameters are frozen.
         """
         if not all(p.requires_grad for p in self.parameters()):
             raise ValueError("net.flat includes frozen parameters: give the optimizer net.parameters() instead")
@@ -113,6 +114,11 @@ class FlatModule(nn.Module):
         for p, grad, hess in self._published:
             p.grad = grad if p.requires_grad else None
             p.hess, hess.curvature = hess if curvature else None, curvature
+
+    def requires_grad_(self, requires_grad=True):
+        """Freeze the whole network, or train it again; as in torch, and net.flat follows."""
+        self._flat.requires_grad_(requires_grad)
+        return super().requires_grad_(requires_grad)
 
     def _apply(self, fn, recurse=True):  # of .to(), .double(), .cuda()
         self._pinned = False

@@ -30,7 +30,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from hesscale_envs import ActionNotFinite, EnvironmentFailed
+from hesscale_envs import ActionNotFinite, EnvironmentFailed, make_env, play_episode
 from hesscale_utils import fail, from_plain, to_plain
 
 # exit statuses besides 0, which is for a finished run
@@ -98,15 +98,11 @@ def get_state(agent, optimizers, envs, rng, **more):
         rng: the numpy Generator of the algorithm's draws.
         more: further plain data or arrays, which load_checkpoint's result holds as to_plain converts them.
     """
-    random_states = {"random": random.getstate(), "numpy": to_plain(np.random.get_state(legacy=False))}
-    random_states |= {"rng": rng.bit_generator.state, "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random_states["cuda"] = torch.cuda.get_rng_state_all()
     return {
         "agent": agent.state_dict(),
         "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
         "envs": [env.get_state() for env in envs],
-        "random_states": random_states,
+        "random_states": get_random_states() | {"rng": rng.bit_generator.state},
         **to_plain(more),
     }
 
@@ -121,14 +117,44 @@ def set_state(checkpoint, agent, optimizers, envs, rng, seed):
         optimizer.load_state_dict(checkpoint["optimizers"][name])
     seeds = range(seed + checkpoint["step"], seed + checkpoint["step"] + len(envs))
     next_obs = [env.set_state(*saved) for env, *saved in zip(envs, checkpoint["envs"], seeds, strict=True)]
-    random_states = checkpoint["random_states"]  # last, for an environment's reset may draw random numbers
-    random.setstate(random_states["random"])
-    np.random.set_state(from_plain(random_states["numpy"]))
-    rng.bit_generator.state = random_states["rng"]
-    torch.set_rng_state(random_states["torch"])
-    if "cuda" in random_states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(random_states["cuda"])
+    rng.bit_generator.state = checkpoint["random_states"]["rng"]
+    set_random_states(checkpoint["random_states"])  # last, for an environment's reset may draw random numbers
     return np.stack(next_obs)
+
+
+def get_random_states():
+    """Return the states of Python's, numpy's and torch's global generators, as plain data and tensors."""
+    states = {"random": random.getstate(), "numpy": to_plain(np.random.get_state(legacy=False))}
+    cuda = {"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {}
+    return states | {"torch": torch.get_rng_state()} | cuda
+
+
+def set_random_states(states):
+    """Restore what get_random_states returned."""
+    random.setstate(states["random"])
+    np.random.set_state(from_plain(states["numpy"]))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def evaluate(args, agent, envs):
+    """Play args.eval_episodes episodes of the policy's most likely actions, and return the figures to log, by tag.
+
+    The environment is a new one with the normalization statistics of envs[0], and every evaluation starts its episodes
+    with the same seeds; so the training goes on as if there had been none, and a resumed run has the same figures. An
+    environment that shares state between its instances would break this.
+    """
+    random_states, returns, lengths = get_random_states(), [], []
+    env = make_env(args)
+    env.freeze({"obs": envs[0].obs_rms.get_state()})
+    for episode in range(args.eval_episodes):
+        play_episode(agent, env, seed=args.seed + 10_000 + episode)
+        returns.append(env.episode_return)
+        lengths.append(env.episode_length)
+    env.close()
+    set_random_states(random_states)
+    return {"eval/episodic_return": np.mean(returns), "eval/episodic_length": np.mean(lengths)}
 
 
 def write_atomically(path, content, keep=None):
@@ -249,7 +275,7 @@ def model_of(args, agent, env_states):
 
 
 def load_model(path):
-    """Load what --save-model wrote, or else the same from the newest checkpoint.
+    """Load what Run.save_model wrote, or else the same from the newest checkpoint.
 
     Args:
         path: the saved model's file, or the folder of a run.

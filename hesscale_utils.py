@@ -52,7 +52,8 @@ def check_args(args):
                 fail(f"--{name.replace('_', '-')} {value}: {wanted}")
 
     check(lambda n: n >= 1, "must be at least 1", "total_timesteps", "num_envs", "num_steps")
-    check(lambda n: n >= 1, "must be at least 1", "num_minibatches", "update_epochs")
+    check(lambda n: n >= 1, "must be at least 1", "num_minibatches", "update_epochs", "eval_episodes")
+    check(lambda n: n >= 0, "must be at least 0, which turns evaluations off", "eval_interval")
     check(lambda name: name in OPTIMIZERS, f"choose one of {', '.join(OPTIMIZERS)}", "optimizer")
     above_zero = "learning_rate", "eps", "delta", "clip_coef", "max_grad_norm", "target_kl"
     check(lambda x: 0 < x < math.inf, "must be a number above 0", *above_zero)

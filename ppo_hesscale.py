@@ -21,7 +21,7 @@ from torch import nn
 
 from hesscale_core import Gaussian, Softmax, TanhMLP, hutchinson, make_optimizer, ppo_loss, value_loss
 from hesscale_envs import make_envs
-from hesscale_run import Run, get_state, load_checkpoint, seed_everything, start
+from hesscale_run import Run, evaluate, get_state, load_checkpoint, seed_everything, start
 from hesscale_utils import (
     check_args,
     check_finite,
@@ -65,8 +65,12 @@ class Args:
     """the entity (team) of the W&B project"""
     capture_video: bool = False
     """whether to capture videos of the agent's performance (in the `videos` folder)"""
-    save_model: bool = False
-    """whether to save the agent and its normalization statistics into the run's folder"""
+    save_model: bool = True
+    """whether a finished run keeps its agent and normalization statistics (50 kB), for scripts/evaluate.py"""
+    eval_interval: int = 0
+    """steps between evaluations of the policy's most likely actions, in an environment of its own; 0 for none"""
+    eval_episodes: int = 10
+    """the number of episodes of an evaluation"""
     checkpoint_interval: int = 50_000
     """steps between checkpoints, from which --resume goes on; 0 for none but at a signal"""
     resume: str | None = None
@@ -277,7 +281,7 @@ def update(args, agent, optimizers, batch, rng):
     figures = {
         "charts/learning_rate": optimizer.param_groups[0]["lr"],
         "losses/value_loss": to_numpy(v.loss),
-        "losses/policy_loss": to_numpy(pg.loss),
+        "losses/policy_loss": to_numpy(pg.loss + args.ent_coef * policy.entropy()),  # CleanRL's is without the bonus
         "losses/entropy": to_numpy(policy.entropy()),
         "losses/old_approx_kl": -last_log_ratio.mean(),
         "losses/approx_kl": approx_kl,
@@ -331,6 +335,8 @@ def main(args):
             run.log(run.step, figures | {"charts/SPS": run.sps(run.step)})
             run.progress(run.step)
             check_finite(args, run.step, parameters=nn.utils.parameters_to_vector(agent.parameters()))
+            if args.eval_interval and (run.step % args.eval_interval < batch_size or iteration == num_iterations):
+                run.log(run.step, evaluate(args, agent, envs))
             run.checkpoint(run.step, lambda: get_state(agent, optimizers, envs, rng))
 
         if args.save_model:

@@ -2,7 +2,7 @@
 
     scripts/run.sh scripts/evaluate.py runs/FOLDER --episodes 10 --capture-video
 
-FOLDER is a run's folder: its saved model (--save-model) plays or, without one, its newest checkpoint. The
+FOLDER is a run's folder: the agent of a finished run plays, or that of an unfinished one's newest checkpoint. The
 normalization keeps the statistics of the end of training. Without a display, set MUJOCO_GL=egl or osmesa for a video.
 """
 

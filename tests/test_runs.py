@@ -19,6 +19,7 @@ import warnings
 from pathlib import Path
 from unittest import mock
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -202,6 +203,67 @@ def test_a_run_goes_on_bit_for_bit_from_each_of_its_checkpoints(tmp_path, monkey
         torch.manual_seed(3)
         AGENTS[agent].main(parse("--save-model", "--resume", str(folder)))
         assert outcome(folder) == expected
+
+
+@both
+def test_evaluations_change_nothing_and_are_the_same_after_a_resume(tmp_path, agent):
+    """On an environment that draws from the global generators too."""
+    flags = [*DRIFT, "--total-timesteps", 2048, "--checkpoint-interval", 0]
+    evaluated = [*flags, "--eval-interval", 1000, "--eval-episodes", 2]
+    paths, write = [tmp_path / name for name in ("without", "with", "stopped")], Run.checkpoint
+    for path, args in zip(paths, (flags, evaluated, evaluated), strict=True):
+        path.mkdir()
+        if path.name == "stopped":
+
+            def stop(self, step, get_state):
+                self.signal = signal.SIGTERM if step >= 1024 else None
+                write(self, step, get_state)
+
+            with mock.patch.object(Run, "checkpoint", stop):
+                assert run(path, agent, *args)[0] == hesscale_run.INTERRUPTED
+            args = [*args, "--resume", "auto"]
+            time.sleep(1)  # as starting a process takes; event files are read in the order of their seconds
+        assert run(path, agent, *args)[0] == 0
+    plain, whole, resumed = (outcome(only_run(path)) for path in paths)
+    assert resumed == whole
+    figures = {tag: whole[2].pop(tag) for tag in ("eval/episodic_return", "eval/episodic_length")}
+    assert whole == plain
+    assert [step for step, _ in figures["eval/episodic_return"]] == [1024, 2048]
+
+
+@pytest.mark.parametrize("env_id", ["toy_envs:Walk-v0", "toy_envs:Walk-v1"])
+def test_an_evaluation_plays_the_most_likely_actions_with_frozen_statistics(tmp_path, env_id):
+    """The last evaluation is that of the agent kept: played again by plain numpy on a plain environment."""
+    flags = ["--env-id", env_id, "--num-steps", 64, "--total-timesteps", 640, "--seed", 3]
+    code, out, err = run(tmp_path, "ppo", *flags, "--eval-interval", 1_000_000, "--eval-episodes", 4)
+    assert code == 0, err
+    folder = only_run(tmp_path)
+    assert f"model saved to runs/{os.path.basename(folder)}/ppo_hesscale.pt" in out
+    model = torch.load(f"{folder}/ppo_hesscale.pt", weights_only=True)
+    weights = [p.numpy() for name, p in model["agent"].items() if name.startswith("actor.layers.")]
+    mean, var = (model["statistics"][0]["obs"][name].numpy() for name in ("mean", "var"))
+    env, returns, lengths = gym.make(env_id), [], []
+    for episode in range(4):
+        (x, _), done, rewards = env.reset(seed=3 + 10_000 + episode), False, []
+        while not done:
+            x = np.clip((x - mean) / np.sqrt(var + 1e-8), -10, 10).astype(np.float32)[None]
+            for W, b in zip(weights[:-2:2], weights[1:-2:2], strict=True):
+                x = np.tanh(x @ W.T + b)
+            output = (x @ weights[-2].T + weights[-1])[0]
+            action = 1 + output.argmax() if env_id.endswith("v1") else np.clip(output, -1, 1)
+            x, reward, terminated, truncated, _ = env.step(action)
+            rewards.append(reward)
+            done = terminated or truncated
+        returns.append(sum(rewards))
+        lengths.append(len(rewards))
+    logged = scalars(folder)
+    assert logged["eval/episodic_return"] == [(640, pytest.approx(np.mean(returns), rel=1e-4))]
+    assert logged["eval/episodic_length"] == [(640, np.mean(lengths))]
+
+
+def test_a_finished_run_keeps_its_agent_unless_told_not_to(tmp_path):
+    assert run(tmp_path, "a2c", *DRIFT, "--total-timesteps", 128, "--no-save-model")[0] == 0
+    assert not glob.glob(f"{only_run(tmp_path)}/*.pt")
 
 
 def args_of(agent, *flags):
@@ -742,7 +804,7 @@ def test_a_checkpoint_can_be_evaluated(interrupted):
 
 
 def test_an_agent_with_a_state_dependent_deviation_can_be_evaluated(tmp_path):
-    assert run(tmp_path, "a2c", *DRIFT, "--total-timesteps", 1280, "--save-model", "--state-std")[0] == 0
+    assert run(tmp_path, "a2c", *DRIFT, "--total-timesteps", 1280, "--state-std")[0] == 0
     assert hesscale_run.load_model(only_run(tmp_path))["state_std"] is True
     for flags in ([], ["--sample"]):
         code, out, err = evaluate(tmp_path, only_run(tmp_path), "--episodes", 2, *flags)

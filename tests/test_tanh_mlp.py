@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, hessian
 
-from hesscale_core import Gaussian, TanhMLP, cross_entropy_loss, policy_gradient_loss, value_loss
+from hesscale_core import Gaussian, TanhMLP, cross_entropy_loss, make_optimizer, policy_gradient_loss, value_loss
 
 NETWORKS = [(3, (), 2), (3, (5,), 2), (4, (6, 5), 3), (2, (4, 4, 4, 4), 1), (1, (1, 1, 1), 1)]
 
@@ -373,6 +373,27 @@ def test_a_frozen_network_has_no_flat_parameter(log_std):
     frozen.requires_grad_(False)
     with pytest.raises(ValueError, match=r"frozen.*net\.parameters\(\)"):
         _ = net.flat
+
+
+def test_a_network_frozen_as_a_whole_after_its_flat_parameter_was_taken_is_not_trained():
+    net = TanhMLP(3, (4,), 2)
+    optimizer, x = make_optimizer("adahesscale", [net.flat], lr=0.1), np.ones((5, 3), np.float32)
+    before = net.flat.detach().clone()
+    net.requires_grad_(False)
+    net.backward(net(x), np.ones((5, 2), np.float32))
+    with pytest.raises(RuntimeError, match=r"no parameter has a \.grad"):
+        optimizer.step()
+    net.requires_grad_(True)
+    assert torch.equal(net.flat, before)
+    net.backward(net(x), np.ones((5, 2), np.float32))
+    optimizer.step()
+    assert not torch.equal(net.flat, before)
+
+
+@pytest.mark.parametrize("x", [np.ones((5, 3), np.float32), torch.ones(5, 3)])
+def test_a_network_without_log_std_has_none_to_give(x):
+    with pytest.raises(ValueError, match="no log_std"):
+        TanhMLP(3, (4,), 2).log_std_like(x)
 
 
 # ---- initialization, types and errors ----------------------------------------------------------------------------

@@ -219,13 +219,13 @@ class LiteralAgent:
                 policy, value = self.policy(obs[mb]), self.forward("critic", obs[mb])[:, 0]
                 log_ratio = policy.log_prob(actions[mb]) - old_log_probs[mb]
                 ratio, entropy = log_ratio.exp(), policy.entropy().mean()
-                policy_loss = -torch.min(ratio * A, ratio.clamp(1 - c, 1 + c) * A).mean() - args.ent_coef * entropy
+                policy_loss = -torch.min(ratio * A, ratio.clamp(1 - c, 1 + c) * A).mean()
                 squared = (value - returns[mb]) ** 2
                 if args.clip_vloss:
                     close = old_values[mb] + (value - old_values[mb]).clamp(-c, c)
                     squared = torch.max(squared, (close - returns[mb]) ** 2)
                 value_loss = 0.5 * squared.mean()
-                steps.append(self.step(policy_loss, value_loss))
+                steps.append(self.step(policy_loss - args.ent_coef * entropy, value_loss))
                 clipped.append(((ratio - 1).abs() > c).double().mean().item())
             approx_kl = ((ratio - 1) - log_ratio).mean().item()
             if args.target_kl is not None and approx_kl > args.target_kl:
@@ -247,9 +247,9 @@ class LiteralAgent:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         policy, value = self.policy(obs), self.forward("critic", obs)[:, 0]
         entropy = policy.entropy().mean()
-        policy_loss = -(policy.log_prob(actions) * advantages).mean() - self.args.ent_coef * entropy
+        policy_loss = -(policy.log_prob(actions) * advantages).mean()
         value_loss = 0.5 * ((value - returns) ** 2).mean()
-        step = self.step(policy_loss, value_loss)
+        step = self.step(policy_loss - self.args.ent_coef * entropy, value_loss)
         self.history.append((policy_loss.item(), value_loss.item(), values, returns, step))
         policy_losses, value_losses, values, returns, steps = zip(*self.history, strict=True)
         return self.figures(steps) | {
