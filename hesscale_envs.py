@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from hesscale_utils import fail, from_plain, to_plain
+from hesscale_utils import fail, file_name, from_plain, to_plain
 
 
 class EnvironmentFailed(Exception):
@@ -322,5 +322,5 @@ def make_env(args, video_folder=None, video_trigger=None):
 
 def make_envs(args, run_name):
     """Make args.num_envs environments; with args.capture_video, record the first one's videos in videos/{run_name}."""
-    videos = f"videos/{run_name}" if args.capture_video else None
+    videos = f"videos/{file_name(run_name)}" if args.capture_video else None
     return [make_env(args, videos if i == 0 else None) for i in range(args.num_envs)]

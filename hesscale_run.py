@@ -4,7 +4,7 @@ import argparse
 import collections
 import contextlib
 import datetime
-import fcntl
+import errno
 import glob
 import importlib.metadata
 import io
@@ -23,6 +23,7 @@ import zipfile
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import filelock
 import numpy as np
 import torch
 from tensorboard.compat.proto.event_pb2 import Event
@@ -31,10 +32,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from hesscale_envs import ActionNotFinite, EnvironmentFailed, make_env, play_episode
-from hesscale_utils import fail, from_plain, to_plain
+from hesscale_utils import fail, file_name, from_plain, to_plain
 
 # exit statuses besides 0, which is for a finished run
 ERROR, DIVERGED, INTERRUPTED = 1, 3, 75  # 75 is EX_TEMPFAIL of sysexits.h: run it again
+# the signals that end a run with a checkpoint, as far as the system has them; SIGBREAK is Windows' Ctrl-Break
+SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")]
+NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL  # of a file system without locks
 
 
 # ---- checkpoints -------------------------------------------------------------------------------------------
@@ -69,7 +73,7 @@ def seed_everything(seed, torch_deterministic):
 def start(args, envs, checkpoint, agent, optimizers, rng):
     """Reset all environments or, given a checkpoint, restore everything it holds.
 
-    Prints a note if the environments hold something that a checkpoint can't.
+    Prints a note if the environments hold something that a checkpoint can't, or are simulated by another MuJoCo.
 
     Args:
         args: has seed; environment i is reset with seed + i.
@@ -85,7 +89,18 @@ def start(args, envs, checkpoint, agent, optimizers, rng):
         next_obs = set_state(checkpoint, agent, optimizers, envs, rng, args.seed)
     if unsaved := envs[0].unsaved():
         print(f"note: {unsaved}, which a checkpoint can't hold: --resume will begin a new episode")
+    if other := other_mujoco(envs[0]):
+        print(f"note: {other}")
     return next_obs
+
+
+def other_mujoco(env):
+    """Return a sentence if `env` is simulated by a MuJoCo that differs from the pinned one's simulation, else None."""
+    simulated = any(layer.__name__ == "MujocoEnv" for layer in type(env.env.unwrapped).__mro__)
+    version = importlib.metadata.version("mujoco") if simulated else "0.0"
+    if tuple(map(int, version.split(".")[:2])) > (3, 4):
+        return f"MuJoCo {version} does not simulate as 3.2.7 does: returns are not to be compared (see README.md)"
+    return None
 
 
 def get_state(agent, optimizers, envs, rng, **more):
@@ -175,13 +190,23 @@ def write_atomically(path, content, keep=None):
         Path(temporary).unlink(missing_ok=True)  # a full disk needs the space
         raise
     if keep is not None and os.path.exists(path):
-        os.replace(path, keep)
-    os.replace(temporary, path)
-    folder = os.open(os.path.dirname(path), os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        replace(path, keep)
+    replace(temporary, path)
+    with contextlib.suppress(PermissionError):  # Windows opens no folder
+        folder = os.open(os.path.dirname(path), os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def replace(source, target):
+    """Do what os.replace does, for up to a second while Windows refuses because another program reads the file."""
+    for _ in range(20):
+        with contextlib.suppress(PermissionError):
+            return os.replace(source, target)
+        time.sleep(0.05)
+    os.replace(source, target)
 
 
 def read_checkpoint(folder):
@@ -226,19 +251,32 @@ def read_status(folder):
 
 
 def lock(folder):
-    """Lock a run's folder until the returned file is closed or the process ends; None if another process holds it.
+    """Lock a run's folder as lock_file does.
 
     A killed run is recognized by its lock: its state is "running", and no process holds the lock.
     """
-    file = open(f"{folder}/lock", "w")  # noqa: SIM115
+    return lock_file(f"{folder}/lock")
+
+
+def lock_file(path):
+    """Lock a file, made if it is missing, until the returned lock's `release` or the end of the process, even a kill.
+
+    Returns:
+        A filelock.FileLock, or None if another process holds it. Where the file system has no locks, as on some
+        clusters, a lock that keeps nobody out.
+
+    Raises:
+        OSError: the file can't be opened, as that of another user.
+    """
+    held = filelock.FileLock(path, fallback_to_soft=False, thread_local=False)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
+        held.acquire(blocking=False)
+    except filelock.Timeout:
         return None
-    except OSError:  # some clusters' file systems have no locks; runs there do without
-        pass
-    return file
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return held
 
 
 def identity(script, args):
@@ -308,7 +346,8 @@ def load_model(path):
 def folders_like(args):
     """Return a glob pattern of the folders that a run with these arguments may have, since a study has thousands."""
     name = f"{args.env_id}__{args.exp_name}__{args.optimizer}__{args.seed}__"
-    return f"runs/{glob.escape(name.replace('/', '-'))}*"
+    name = file_name(name, "?").replace("[", "[[]")  # ? matches what file_name puts there, and what it once left there
+    return f"runs/{name}*"
 
 
 def find_run(args, learning_rates):
@@ -342,7 +381,7 @@ def load_checkpoint(args, learning_rates):
     """
     if args.resume is None:
         return None
-    folder = find_run(args, learning_rates) if args.resume == "auto" else args.resume.rstrip("/")
+    folder = find_run(args, learning_rates) if args.resume == "auto" else args.resume.rstrip("/" + os.sep)
     if folder is None:
         print("--resume auto: no such run to go on with, so this is a new one")
         return None
@@ -409,8 +448,8 @@ class Run:
     Leaving the block is the only way a run ends; status.json then has one of these states:
         finished: the block was completed. The checkpoints are removed.
         diverged: it raised FloatingPointError or ActionNotFinite. The program ends with one line and status 3.
-        interrupted: SIGTERM, SIGINT or SIGUSR1 came, and the next call of run.checkpoint wrote a checkpoint and
-            ended the program with status 75. A second SIGINT ends it at once, with status 130.
+        interrupted: one of SIGNALS came, and the next call of run.checkpoint wrote a checkpoint and ended the program
+            with status 75. A second SIGINT ends it at once, with status 130.
         failed: it raised EnvironmentFailed or OSError, and the program ends with one line and status 1; or it raised
             anything else, which propagates.
 
@@ -482,7 +521,7 @@ class Run:
     def _set_handlers(self, cleanup):
         """Handle signals until `cleanup`, where that is possible: in the main thread."""
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            for signum in SIGNALS:
                 cleanup.callback(signal.signal, signum, signal.signal(signum, self._on_signal))
 
     def _on_signal(self, signum, frame):
@@ -497,10 +536,10 @@ class Run:
         """Make or lock the folder, and open all that writes there; `cleanup` closes it."""
         args = self.args
         self.folder = args.resume if self.resumed else self._make_folder()
-        lock_file = lock(self.folder)
-        if lock_file is None:
+        self.lock = lock(self.folder)
+        if self.lock is None:
             fail(f"--resume {self.folder}: the run is under way in another process; wait for its end, or end it")
-        cleanup.enter_context(lock_file)
+        cleanup.callback(self.lock.release)
         if args.track:
             self._start_wandb()
         # if the writer's thread fails on a full disk, the next add_event raises its error and reports it
@@ -530,7 +569,7 @@ class Run:
 
     def _make_folder(self):
         for n in range(1000):
-            folder = f"runs/{self.run_name.replace('/', '-')}" + f"_{n}" * (n > 0)
+            folder = f"runs/{file_name(self.run_name)}" + f"_{n}" * (n > 0)
             try:
                 os.makedirs(folder)
                 return folder
@@ -558,6 +597,7 @@ class Run:
             )
         except Exception as error:  # no account, no network, no such project
             if self.step == 0:
+                self.lock.release()  # Windows removes no file that is open
                 shutil.rmtree(self.folder)
             fail(f"--track: W&B can't be used ({error}); log in, set WANDB_MODE=offline, or leave --track out")
 
@@ -596,7 +636,7 @@ class Run:
         """Save the agent, and what scripts/evaluate.py needs besides, to {folder}/{exp_name}.pt."""
         content = io.BytesIO()
         torch.save(model_of(self.args, agent.state_dict(), [env.get_state() for env in envs]), content)
-        path = f"{self.folder}/{self.args.exp_name}.pt"
+        path = f"{self.folder}/{file_name(self.args.exp_name)}.pt"
         write_atomically(path, content.getvalue())
         print(f"model saved to {path}")
 

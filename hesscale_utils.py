@@ -1,9 +1,13 @@
 """What the agents share besides mathematics: command line, threads, arrays and plain data."""
 
 import contextlib
+import importlib.util
 import io
 import math
 import os
+import re
+import shlex
+import subprocess
 import sys
 
 import numpy as np
@@ -51,6 +55,7 @@ def check_args(args):
             if value is not None and not condition(value):
                 fail(f"--{name.replace('_', '-')} {value}: {wanted}")
 
+    check_extras(args)
     check(lambda n: n >= 1, "must be at least 1", "total_timesteps", "num_envs", "num_steps")
     check(lambda n: n >= 1, "must be at least 1", "num_minibatches", "update_epochs", "eval_episodes")
     check(lambda n: n >= 0, "must be at least 0, which turns evaluations off", "eval_interval")
@@ -63,6 +68,32 @@ def check_args(args):
     check(lambda n: n >= 0, "must be at least 0, which turns checkpoints off", "checkpoint_interval")
     rollout = args.num_envs * args.num_steps
     check(lambda n: n >= rollout, f"is less than one rollout, num_envs * num_steps = {rollout}", "total_timesteps")
+
+
+def file_name(text, instead="-"):
+    """Return `text` as a name for a file or folder: what Windows or another system forbids there becomes `instead`."""
+    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', instead, text)
+
+
+def check_installed(package, user, requirements):
+    """End the program with one line if `package` is missing, which `user` needs and the file `requirements` has."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:  # without an origin, it is but a folder of that name, as W&B makes one
+        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), requirements)
+        quote = subprocess.list2cmdline if os.name == "nt" else shlex.join
+        command = quote([sys.executable, "-m", "pip", "install", "-r", path])
+        fail(f"{user}: the package {package} is missing; install it by {command}")
+
+
+def check_extras(args):
+    """End the program with one line if a flag needs a package that is missing; call this before any work.
+
+    Args:
+        args: may have track and capture_video.
+    """
+    for flag, package in ("track", "wandb"), ("capture_video", "moviepy"):
+        if getattr(args, flag, False):
+            check_installed(package, f"--{flag.replace('_', '-')}", "requirements-extras.txt")
 
 
 def limit_threads():

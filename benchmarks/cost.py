@@ -18,13 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import critic
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
-from matplotlib.ticker import LogLocator
 from timing import ROOT, in_turns, limit_threads, processor
 from tqdm import tqdm
+
+from hesscale_utils import check_installed
+
+check_installed("matplotlib", "benchmarks/cost.py", "requirements-study.txt")
+import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 matplotlib.use("Agg")
 

@@ -36,6 +36,10 @@ from hesscale_core import (  # noqa: E402
     ppo_loss,
     value_loss,
 )
+from hesscale_utils import check_installed  # noqa: E402
+
+for package in "matplotlib", "scipy", "sklearn":  # here, since every experiment imports this file first
+    check_installed(package, "experiments/", "requirements-study.txt")
 
 GROUPS = 64  # groups of one sample computed at a time, fewer of larger batches: takes a few hundred MB
 PIECE = 10  # AdaHessian's samples computed at a time, each a vector as long as the parameters

@@ -19,7 +19,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hesscale_envs import EnvironmentFailed, make_env
 from hesscale_run import load_model
-from hesscale_utils import fail, limit_threads, parse_args
+from hesscale_utils import check_extras, fail, limit_threads, parse_args
 from ppo_hesscale import Agent  # a2c_hesscale.py's is the same
 
 
@@ -50,6 +50,7 @@ def main(args):
         fail(f"--episodes {args.episodes}: must be at least 1")
     if not 0 <= args.seed < 2**32:
         fail(f"--seed {args.seed}: must be in [0, 2^32)")
+    check_extras(args)
     model = load_model(args.path)
     parameters = model["agent"]
     weights = [p for name, p in parameters.items() if name.startswith("actor.") and name.endswith(".weight")]

@@ -30,19 +30,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
 import numpy as np
-import scipy.stats
 import tyro
-from sweep import DONE, STATES, agent_name, defaults, find_runs, rank, read_cells  # and makes the next two known
+from sweep import DONE, STATES, agent_name, cores, defaults, find_runs, rank, read_cells  # and makes the next two known
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
 from hesscale_run import FREE_FLAGS, read_status, write_atomically
-from hesscale_utils import fail, parse_args
+from hesscale_utils import check_installed, fail, parse_args
+
+for package in "matplotlib", "scipy":
+    check_installed(package, "scripts/plot.py", "requirements-study.txt")
+import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import scipy.stats
 from matplotlib.lines import Line2D
 
 BINS, LAST, RESAMPLES = 100, 50, 2000
@@ -321,7 +324,7 @@ def bin_returns(steps, returns, total, end):
 def read_runs(runs):
     """Read the event files and warn of what is not whole; return all runs, read."""
     start, there = time.perf_counter(), [run for run in runs if run.state != "missing"]
-    workers, ignore = min(len(os.sched_getaffinity(0)), len(there)), (signal.SIGINT, signal.SIG_IGN)
+    workers, ignore = min(cores(), len(there), 61), (signal.SIGINT, signal.SIG_IGN)  # 61: more Windows can't wait for
     with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=ignore) as pool:
         there = list(tqdm(pool.map(read_run, there, chunksize=4), "reading", len(there), unit=" runs", disable=None))
     print(f"{len(there)} runs read in {time.perf_counter() - start:.1f} s")

@@ -13,8 +13,8 @@ diverged is not made again, and one that was interrupted or killed is gone on wi
 completes the sweep. Exit status: 0 all done, 1 some failed, 75 stopped before the end.
 """
 
+import contextlib
 import datetime
-import fcntl
 import glob
 import hashlib
 import importlib.util
@@ -41,7 +41,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from hesscale_envs import make_env
-from hesscale_run import DIVERGED, INTERRUPTED, folders_like, identity, lock, read_status
+from hesscale_run import DIVERGED, INTERRUPTED, SIGNALS, folders_like, identity, lock, lock_file, read_status
 from hesscale_utils import check_args, fail, parse_args
 
 ABOUT = ("seed", "env_id", "total_timesteps", "optimizer", "learning_rate")
@@ -110,7 +110,7 @@ def read_grid(name):
     if not path.is_file():
         fail(f"{name}: there is no such grid file; name a TOML file or one of {known_grids()}")
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         fail(f"{name}: can't be read as TOML: {error}")
     tables = content.pop("grid", None)
@@ -171,7 +171,7 @@ def read_cells(names, given=None):
 
 def write_cells(path, cells):
     """Write cells as a grid file, a table each."""
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         for cell in cells:
             file.write(f"[[grid]]\nagent = {json.dumps(cell.script)}\n")
             for field in fields(cell.args):
@@ -204,7 +204,7 @@ def find_runs(pattern="runs/*"):
             continue
         script, state = status["script"], status["state"]
         if state == "running" and (held := lock(folder)):
-            held.close()
+            held.release()
             state = "killed"
         key, run = identity(script, (defaults(script) or {}) | status["args"]), (state, folder, status)
         runs[key] = min(runs.get(key, run), run, key=lambda run: rank(run[0], run[2]))
@@ -253,13 +253,18 @@ def duration(seconds):
     return f"{hours:,} h" if hours >= 10 else f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
+def cores():
+    """The number of cores that this process may use, or of all where the system doesn't tell, as on macOS."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 # ---- here, N at a time -------------------------------------------------------------------------------------
 
 
 class Local:
     """Runs of cells, so many at a time, each a process with one thread.
 
-    Ctrl-C, SIGTERM and SIGUSR1 let each run write a checkpoint and end; a second Ctrl-C kills them.
+    Any of SIGNALS lets each run write a checkpoint and end; a second Ctrl-C kills them.
     """
 
     def __init__(self, cells, done, number):
@@ -269,12 +274,12 @@ class Local:
         self.pending = deque(cell for key, cell in cells.items() if done.get(key, (None,))[0] not in DONE)
         self.elsewhere, self.running = deque(), {}
         self.stop, self.stopping, self.start = None, False, time.time()
+        self.claims = {}  # locks, by the keys of the cells that this sweep has under way
         try:
-            os.makedirs("runs", exist_ok=True)
-            self.claims = open("runs/.sweep.lock", "a+b")  # noqa: SIM115
+            os.makedirs("runs/.claims", exist_ok=True)
         except OSError as error:
             fail(f"the runs can't be written here: {error}")
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for signum in SIGNALS:
             signal.signal(signum, self.on_signal)
         self.bar = tqdm(
             total=len(cells), initial=sum(self.count.values()), file=sys.stdout, disable=not sys.stdout.isatty(),
@@ -293,21 +298,23 @@ class Local:
         name = signal.Signals(self.stop).name
         self.say(f"{name}: {len(self.running)} runs write a checkpoint and end; Ctrl-C again kills them")
         for process in self.running:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
 
     def claim(self, cell):
-        """Keep other sweeps in this folder from starting the same cell; whether this one has it now.
-
-        A byte of one file is locked for each cell, until this process ends.
-        """
-        byte = int(hashlib.sha1(cell.key.encode()).hexdigest()[:15], 16)
+        """Keep other sweeps in this folder from starting the same cell, until release; whether this one has it now."""
+        path = f"runs/.claims/{hashlib.sha1(cell.key.encode()).hexdigest()}"
         try:
-            fcntl.lockf(self.claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
-        except BlockingIOError:
-            return False
-        except OSError:  # a cluster's file system may have no locks
-            pass
-        return True
+            self.claims[cell.key] = held = lock_file(path)
+        except OSError:  # the claim of another user's sweep, killed; without a claim the run's own lock is left
+            return True
+        return held is not None
+
+    def release(self, cell):
+        held = self.claims.pop(cell.key, None)
+        if held is not None:
+            with contextlib.suppress(OSError):  # Windows removes it in `release`
+                os.remove(held.lock_file)
+            held.release()
 
     def say(self, text):
         tqdm.write(text, file=sys.stdout)
@@ -320,12 +327,14 @@ class Local:
         if state in DONE:
             return self.note(cell, state, folder, status, None)
         if not mine or state == "running":
+            self.release(cell)
             return self.elsewhere.append((time.time(), cell))
         errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         process = subprocess.Popen(
             [sys.executable, cell.script, *cell.flags(), "--resume", "auto"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
             env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,  # Ctrl-C comes through on_signal alone
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # and so on Windows
         )  # fmt: skip
         self.running[process] = cell, errors, time.time()
 
@@ -345,6 +354,7 @@ class Local:
 
     def note(self, cell, state, folder, status, seconds, lines=()):
         """Count a run that has ended, and say so."""
+        self.release(cell)
         self.count[state] += 1
         if state in DONE:
             self.done.append((state, folder, status))
@@ -542,7 +552,7 @@ def main():
     if args.slurm:
         left = [cell for key, cell in left.items() if state[key] not in ("queued", "running")]
         return submit(left, args) if left else print("nothing to submit")
-    return Local(cells, runs, args.local or len(os.sched_getaffinity(0))).run()
+    return Local(cells, runs, args.local or cores()).run()
 
 
 if __name__ == "__main__":

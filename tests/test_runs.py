@@ -685,7 +685,7 @@ def test_a_run_under_way_is_left_alone(folder, tmp_path):
     held = hesscale_run.lock(folder)
     code, _, err = run(tmp_path, "ppo", "--resume", "runs/copy")
     assert code == 1 and "is under way in another process" in line(err)
-    held.close()
+    held.release()
 
 
 def test_auto_takes_the_newest_run_with_the_same_arguments(interrupted, tmp_path):

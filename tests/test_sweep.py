@@ -1,6 +1,7 @@
 """A sweep runs each cell of its grid once, whatever stops it, here and on SLURM."""
 
 import dataclasses
+import errno
 import glob
 import itertools
 import json
@@ -13,6 +14,7 @@ import sys
 import time
 import tomllib
 
+import filelock
 import pytest
 import slurm_node
 import yaml
@@ -299,16 +301,36 @@ def test_a_folder_that_is_no_run_is_passed_over(tmp_path, monkeypatch):
     assert [folder for _, folder, _ in sweep.find_runs().values()] == ["runs/5"]
 
 
-def test_a_file_system_without_locks_does_without(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_does_without(tmp_path, monkeypatch, number):
     def no_locks(*args):
-        raise OSError(95, "Operation not supported")
+        raise OSError(number, "no locks here")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep.signal, "signal", lambda *args: None)
     local = sweep.Local(sweep.read_cells([], {"agent": ["ppo"]}), {}, 1)
-    monkeypatch.setattr(hesscale_run.fcntl, "flock", no_locks)
-    monkeypatch.setattr(sweep.fcntl, "lockf", no_locks)
+    monkeypatch.setattr(filelock._unix, "lock_fd_nonblocking", no_locks)
     assert hesscale_run.lock(tmp_path) is not None and local.claim(local.pending[0])
+    (tmp_path / "lock").unlink()
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(OSError):  # which is another matter
+        hesscale_run.lock(tmp_path)
+
+
+def test_a_cell_is_claimed_by_one_sweep_at_a_time_and_claims_leave_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep.signal, "signal", lambda *args: None)
+    one, other = (sweep.Local(sweep.read_cells([], {"agent": ["ppo"], "seed": [1, 2]}), {}, 1) for _ in range(2))
+    first, second = one.pending
+    assert one.claim(first) and other.claim(second)
+    assert not other.claim(first) and not one.claim(second)
+    one.release(first)
+    assert other.claim(first)
+    other.release(first)
+    one.release(second)  # which it never had
+    assert not one.claim(second)
+    other.release(second)
+    assert os.listdir("runs/.claims") == []
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
