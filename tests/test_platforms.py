@@ -197,7 +197,7 @@ def test_training_needs_what_its_file_has_and_no_more(tmp_path):
                 return None if name.split(".")[0] in {others} else self.finder.find_spec(name, *more)
 
         sys.meta_path[:] = map(Without, sys.meta_path)
-        sys.path.insert(0, {str(ROOT)!r})
+        sys.path[:0] = {str(ROOT)!r}, {str(ROOT / "scripts")!r}
         sys.argv[1:] = "--env-id Hopper-v4 --num-steps 64 --total-timesteps 64 --save-model".split()
         runpy.run_path({str(ROOT / "a2c_hesscale.py")!r}, run_name="__main__")
         sys.argv[1:] = ["runs", "--help"]
