@@ -32,7 +32,7 @@ make_venv() {
 }
 
 install_requirements() { # says each second how far it is or, where the output is no terminal, every 15 seconds
-    local file=$1 total n=0 tick=15 what="looking for packages" failed= status=1 line now start=$SECONDS last=$SECONDS
+    local file=$1 total n=0 tick=15 what="looking for packages" failed= offline= status=1 line now start=$SECONDS last=$SECONDS
     total=$(grep -c '^[A-Za-z]' "$file")
     [ ! -t 2 ] || tick=1
     while :; do # in bash, for an awk may read ahead and say nothing
@@ -46,6 +46,7 @@ install_requirements() { # says each second how far it is or, where the output i
                 ;;
             *Downloading\ *B\)) what="$n of $total, ${line#*Downloading }" ;;
             "Installing collected packages"*) what="unpacking $(wc -w <<<"${line#*:}" | tr -d ' ') packages" last=-99 ;;
+            *"connection broken by"*) what="looking for the package index" offline="; the package index is out of reach" ;;
             ERROR* | error*) failed="$failed${failed:+ }$line" ;;
             "exit "*) status=${line#exit } && break ;;
             esac
@@ -64,7 +65,7 @@ install_requirements() { # says each second how far it is or, where the output i
         echo "exit $code"
     )
     [ $tick -ne 1 ] || printf '\r\033[K' >&2
-    [ "$status" -eq 0 ] || echo "error: $file was not installed: ${failed:-pip was ended}" >&2
+    [ "$status" -eq 0 ] || echo "error: $file was not installed: ${failed:-pip was ended}$offline" >&2
     return "$status"
 }
 

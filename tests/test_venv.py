@@ -130,6 +130,17 @@ def test_installing_says_how_far_it_is_and_pip_that_was_killed_is_one_line(check
     assert not (checkout / ".venv/installed-requirements.txt").exists()
 
 
+def test_an_index_out_of_reach_is_told(checkout, python):
+    pip = """case "$*" in *install*)
+        echo "WARNING: Retrying (Retry(total=4)) after connection broken by 'SSLError()': /simple/a/"
+        echo "ERROR: Could not find a version that satisfies a==1 (from versions: none)"; exit 1 ;; esac"""
+    (checkout / ".venv/bin").mkdir(parents=True)
+    shutil.copy(fake_python(checkout, pip), checkout / ".venv/bin/python")
+    code, _, err = source(checkout, python)
+    assert code == 1 and err.startswith("error: requirements.txt was not installed: ERROR: Could not find a version")
+    assert err.endswith("(from versions: none); the package index is out of reach\n")
+
+
 @pytest.fixture
 def ready(checkout):
     """The checkout, with a Python that installs nothing and tells where it runs what."""
