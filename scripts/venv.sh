@@ -31,36 +31,42 @@ make_venv() {
     }
 }
 
-install_requirements() { # a line that moves each second, or one every 15 seconds where the output is no terminal
-    local file=$1 total terminal= tick=15
+install_requirements() { # says each second how far it is or, where the output is no terminal, every 15 seconds
+    local file=$1 total n=0 tick=15 what="looking for packages" failed= offline= status=1 line now start=$SECONDS last=$SECONDS
     total=$(grep -c '^[A-Za-z]' "$file")
-    [ -t 2 ] && terminal=1 tick=1
-    {
-        while sleep $tick; do echo tick || exit; done 9>&- & # pip itself says nothing while it unpacks
-        .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -r "$file" 2>&1
-        echo "exit $?"
-        kill $! || true
-    } 2>/dev/null | awk -v file="$file" -v total="$total" -v terminal="$terminal" -v tick="$tick" '
-        function show() {
-            printf "%s%s: %s, %d s%s", (terminal ? "\r\033[K" : ""), file, what, seconds, (terminal ? "" : "\n")
-            fflush()
-        }
-        BEGIN { what = "looking for packages"; status = 1 }
-        /^tick$/ { seconds += tick; show() }
-        /^(Collecting|Requirement already satisfied)/ {
-            n += n < total
-            what = n " of " total ", " ($1 == "Collecting" ? $2 : $4)
-            if (terminal) show()
-        }
-        /^ *Downloading .*[kMG]B\)/ { what = n " of " total ", " $2 " " $3 " " $4; if (terminal) show() }
-        /^Installing collected packages/ { what = "unpacking " NF - 3 " packages"; show() }
-        /^(ERROR|error)/ { failed = failed (failed ? " " : "") $0 }
-        /^exit [0-9]+$/ { status = $2; exit }
-        END {
-            if (terminal) printf "\r\033[K"
-            if (status) print "error: " file " was not installed: " (failed ? failed : "pip was ended")
-            exit status
-        }' >&2
+    [ ! -t 2 ] || tick=1
+    while :; do # in bash, for an awk may read ahead and say nothing
+        now=$SECONDS
+        if IFS= read -r -t $tick line; then
+            case $line in
+            Collecting\ * | "Requirement already satisfied"*)
+                [ $n -ge "$total" ] || n=$((n + 1))
+                what="$n of $total, ${line#Collecting }"
+                what=${what/Requirement already satisfied: /}
+                ;;
+            *Downloading\ *B\)) what="$n of $total, ${line#*Downloading }" ;;
+            "Installing collected packages"*) what="unpacking $(wc -w <<<"${line#*:}" | tr -d ' ') packages" last=-99 ;;
+            *"connection broken by"*) what="looking for the package index" offline="; the package index is out of reach" ;;
+            ERROR* | error*) failed="$failed${failed:+ }$line" ;;
+            "exit "*) status=${line#exit } && break ;;
+            esac
+        elif [ "$SECONDS" -eq "$now" ]; then # not the time is over, but pip has been killed
+            break
+        fi
+        if [ $tick -eq 1 ]; then
+            printf '\r\033[K%.79s' "$file: $((SECONDS - start)) s, $what" >&2
+        elif [ $((SECONDS - last)) -ge $tick ]; then
+            echo "$file: $what, $((SECONDS - start)) s" >&2
+            last=$SECONDS
+        fi
+    done < <(
+        code=0
+        .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -r "$file" 2>&1 || code=$?
+        echo "exit $code"
+    )
+    [ $tick -ne 1 ] || printf '\r\033[K' >&2
+    [ "$status" -eq 0 ] || echo "error: $file was not installed: ${failed:-pip was ended}$offline" >&2
+    return "$status"
 }
 
 complete_venv() {
