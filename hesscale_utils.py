@@ -66,6 +66,7 @@ def _plain_switches(args_class, words):
 
     False gives --no-flag. Ends the program with one line if the value after = is neither.
     """
+    names = {field.name.replace("_", "-") for field in fields(args_class)}
     switches = {field.name.replace("_", "-") for field in fields(args_class) if field.type is bool}
     words, plain = [*words], []
     while words and words[0] != "--":
@@ -81,7 +82,8 @@ def _plain_switches(args_class, words):
                 fail(f"{word}: must be True or False; or give --{name} or --no-{name} without a value")
             if equals:
                 word = f"--{name}" if BOOLEANS[value.lower()] != inverted else f"--no-{name}"
-        plain.append(word)
+        known = name in names or not word.startswith("--")
+        plain += [word] if known else word.split("=", 1)  # tyro finds flags alike only to one without a value
     return plain + words
 
 
