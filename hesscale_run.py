@@ -341,7 +341,7 @@ def load_checkpoint(args, learning_rates):
         return None
     status, script = read_status(folder), script_of(args)
     if status is None:
-        fail(f"--resume {folder}: is not a run's folder, for it has no readable status.json")
+        fail(f"--resume {args.resume or repr('')}: is not a run's folder, for it has no readable status.json")
     if status["state"] in ("finished", "diverged"):
         fail(f"--resume {folder}: the run is {status['state']}, so there is nothing to go on with")
     if status["script"] != script:

@@ -51,6 +51,8 @@ def parse_args(args_class):
         if exit.code in (0, None):
             raise
         fail(f"{_one_line(stderr.getvalue())} (see {os.path.basename(sys.argv[0])} --help)")
+    except AssertionError as error:  # of --tyro-print-completion for an unknown shell
+        fail(error)
     except BrokenPipeError:  # of --help | head
         os._exit(0)
     finally:
@@ -189,12 +191,14 @@ def check_args(args):
     check(lambda n: 0 <= n < 2**32, "must be in [0, 2^32)", "seed")
     check(lambda n: n >= 0, "must be at least 0, which turns checkpoints off", "checkpoint_interval")
     check(lambda name: name.isprintable(), "has characters that can't be printed", "env_id", "exp_name")
+    check(bool, "must not be empty", "env_id")
     for_file = "it names the model's file, so it must not"
     check(lambda name: name and name[0] != ".", f"{for_file} be empty or begin with a dot", "exp_name")
     check(lambda name: not set(name) & {*"/\\*?[]"}, f"{for_file} have any of / \\ * ? [ ]", "exp_name")
     check(lambda name: not name.startswith("checkpoint"), f"{for_file} begin as a checkpoint's does", "exp_name")
+    longest = max("env_id", "exp_name", key=lambda name: len(getattr(args, name)))
     length = len(f"{args.env_id}__{args.exp_name}__{args.optimizer}__{args.seed}__".encode())
-    check(lambda name: length <= 235, f"is too long: folders are named by it, here with {length} bytes", "exp_name")
+    check(lambda name: length <= 235, f"is too long: it names a folder, whose name is {length} bytes long", longest)
     rollout = args.num_envs * args.num_steps
     check(lambda n: rollout <= 1e8, f"num_envs * num_steps = {rollout:,} steps don't fit in memory", "num_steps")
     check(lambda n: n >= rollout, f"is less than one rollout, num_envs * num_steps = {rollout}", "total_timesteps")

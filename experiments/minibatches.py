@@ -8,6 +8,7 @@ import contextlib
 import io
 import itertools
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,20 +56,25 @@ class RunArgs:
         """End the program with one line if a value is invalid; make the numbers small for --quick."""
         for name, value in vars(self).items():
             flag = f"--{name.replace('_', '-')}"
-            if type(value) is int and value < 1:
-                fail(f"{flag} {value}: must be at least 1")
+            most = sys.maxsize if name == "total_timesteps" else 10**6
+            if type(value) is int and not 1 <= value <= most:
+                fail(f"{flag} {value}: must be at least 1" + f", and at most {most:,}" * (value > most))
             if type(value) is tuple and len({*value}) < len(value):
                 fail(f"{flag} {' '.join(value)}: names a value twice")
         for agent in {*self.agents} - {*AGENTS}:
             fail(f"--agents {agent}: choose from {', '.join(AGENTS)}")
         if self.optimizer.endswith("adahessian"):
             fail(f"--optimizer {self.optimizer}: never calls TanhMLP.backward, where minibatches are recorded")
-        for flag, path in (("--out", self.out), ("--cache", self.cache / "file")):
-            folder = next(parent for parent in path.absolute().parents if parent.exists())
-            if not folder.is_dir() or not os.access(folder, os.W_OK):
-                fail(f"{flag} {getattr(self, flag[2:])}: {folder} is not a folder that can be written to")
-        if self.out.is_dir():
-            fail(f"--out {self.out}: is a folder; give how the files' names begin, as {self.out}/{type(self).out.name}")
+        try:
+            if self.out.is_dir():
+                example = self.out / type(self).out.name
+                fail(f"--out {self.out}: is a folder; give how the files' names begin, as {example}")
+            for name, path in (("out", self.out), ("cache", self.cache / "file")):
+                folder = next(parent for parent in path.absolute().parents if parent.exists())
+                if not folder.is_dir() or not os.access(folder, os.W_OK):
+                    fail(f"--{name} {getattr(self, name)}: {folder} is not a folder that can be written to")
+        except OSError as error:  # a name is too long
+            fail(f"--out {self.out} or --cache {self.cache}: {error.strerror}")
         if self.quick:
             if self.out.resolve().is_relative_to(diagonals.ROOT / "results"):
                 fail(f"--out {self.out}: holds the figures of whole runs; --quick is to see that all runs, elsewhere")

