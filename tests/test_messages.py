@@ -246,8 +246,8 @@ def interrupted(train, agent, monkeypatch, *words):
 
 
 @both
-@pytest.mark.parametrize("optimizer", ["scaled-adahesscale", "adahessian"])
-def test_a_checkpoint_of_a_gpu_goes_on_without_one(train, agent, optimizer, monkeypatch, capsys):
+@pytest.mark.parametrize("optimizer, gpus", [("scaled-adahesscale", 0), ("adahessian", 0), ("adam", 1)])
+def test_a_checkpoint_of_a_gpu_goes_on_without_one(train, agent, optimizer, gpus, monkeypatch, capsys):
     words = [*PENDULUM, "--optimizer", optimizer, "--cuda", "--save-model"]
     words += ["--num-minibatches", 2, "--update-epochs", 2] if agent is ppo_hesscale else []
     expected = hesscale_run.load_model(train(agent, *words))["agent"]
@@ -266,7 +266,11 @@ def test_a_checkpoint_of_a_gpu_goes_on_without_one(train, agent, optimizer, monk
         torch.load(f"{folder}/checkpoint.pt", weights_only=True)
     evaluate.main(evaluate.Args(folder, episodes=1))
     capsys.readouterr()
+    restored = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: restored.append(device))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     train(agent, *words, "--resume", folder)
+    assert restored == [*range(gpus)]  # of the two that it was written with
     captured = capsys.readouterr()
     assert captured.out.count("note: --cuda: torch finds no GPU here") == 1 and not captured.err
     found = hesscale_run.load_model(folder)["agent"]
