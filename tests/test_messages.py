@@ -1,6 +1,7 @@
 """What the programs say: the command line's errors whole and in one line, notes, and files of other machines."""
 
 import glob
+import os
 import sys
 from dataclasses import asdict, make_dataclass
 from types import SimpleNamespace
@@ -120,6 +121,7 @@ NOT_READ = [
     ("--seed -inf", "--seed -inf: must be a whole number"),
     ("--seed ", "--seed '': must be a whole number"),
     ("--seed ten", "--seed ten: must be a whole number"),
+    ("--seed 1e19", "--seed 1e19: is too large"),
     ("--seed 1e999999999", "--seed 1e999999999: is too large"),
     ("--seed 1e-999999999", "--seed 1e-999999999: must be a whole number"),
     (f"--seed {'9' * 5000}", f"--seed {'9' * 5000}: is too large"),
@@ -150,6 +152,7 @@ def test_what_cannot_be_read_is_said_whole_in_one_line(parse, monkeypatch, colum
         line = error_of(parse, ppo_hesscale.Args, *words.split(" "))
         assert message in line and (line.endswith(" (see script.py --help)") or "Shell" in line), line
         assert "helptext" not in line and "(default" not in line
+        assert os.environ.get("COLUMNS") == columns
     for args_class, words, message in [
         (plot.Args, "--what bars", "invalid choice 'bars' for argument '--what'. Expected one of ('curves', "),
         (plot.Args, "--out a --sead", "Unrecognized options: --sead"),
@@ -311,7 +314,7 @@ def model(train):
 
 def test_an_endless_episode_is_cut_off(model, capsys, monkeypatch):
     path, _ = model
-    gym.register("Endless-v0", lambda: gym.make("Pendulum-v1", max_episode_steps=10**9))
+    gym.register("Endless-v0", lambda: gym.make("Pendulum-v1", max_episode_steps=1000))
     capsys.readouterr()
     evaluate.main(evaluate.Args(path, env_id="Endless-v0", episodes=2, max_steps=300))
     first, second, last = capsys.readouterr().out.splitlines()
@@ -376,7 +379,7 @@ def mujoco_without_library(monkeypatch):
     """Register an environment that behaves as MuJoCo's where the library of MUJOCO_GL is not installed."""
 
     def make(**options):
-        if hesscale_envs.os.environ.get("MUJOCO_GL", "disable") != "disable":
+        if os.environ.get("MUJOCO_GL", "disable") != "disable":
             raise AttributeError("'NoneType' object has no attribute 'glGetError'")
         sys.modules.setdefault("mujoco", SimpleNamespace())
         return gym.make("Pendulum-v1").unwrapped
@@ -402,14 +405,14 @@ def test_a_missing_library_matters_only_where_something_is_rendered(
     args = mujoco_without_library
     monkeypatch.setenv("MUJOCO_GL", backend)
     hesscale_envs.make_env(args).close()
-    assert hesscale_envs.os.environ["MUJOCO_GL"] == backend
+    assert os.environ["MUJOCO_GL"] == backend
     line = error_of(hesscale_envs.make_env, args, str(tmp_path))
     assert line.startswith("--capture-video: NoLibrary-v0 can't be rendered (") and ADVICE[backend] in line
     args.env_id = "Hoper-v4"
     for video_folder in (None, str(tmp_path)):
         line = error_of(hesscale_envs.make_env, args, video_folder)
         assert line.startswith("--env-id Hoper-v4: ") and "MUJOCO_GL" not in line
-        assert hesscale_envs.os.environ["MUJOCO_GL"] == backend
+        assert os.environ["MUJOCO_GL"] == backend
 
 
 def test_no_advice_on_mujoco_where_it_is_not_used(mujoco_without_library, monkeypatch, tmp_path):
