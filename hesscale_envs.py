@@ -1,6 +1,8 @@
 """Environments: making them, normalizing observations and rewards, saving and restoring their state."""
 
 import math
+import os
+import sys
 import warnings
 
 import gymnasium as gym
@@ -301,6 +303,16 @@ def make_env(args, video_folder=None, video_trigger=None):
             warnings.simplefilter("ignore", DeprecationWarning)
             env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
     except Exception as error:  # a gym.error.Error, or whatever the environment's own constructor raises
+        backend = os.environ.get("MUJOCO_GL", "")
+        if backend != "disable" and (backend or video_folder):
+            # mujoco's import loads the library that MUJOCO_GL names, whether anything will be rendered or not
+            before, os.environ["MUJOCO_GL"] = dict(os.environ), "disable"
+            try:
+                env = make_env(args)  # ends the program if the error has other reasons
+            finally:
+                del os.environ["MUJOCO_GL"]
+                os.environ |= before
+            return env if video_folder is None else fail_to_render(env_id, error)
         fail(f"--env-id {env_id}: {error}")
     if not isinstance(env.action_space, (gym.spaces.Box, gym.spaces.Discrete)):
         fail(f"--env-id {env_id} has the action space {env.action_space}; supported: Box and Discrete")
@@ -312,12 +324,29 @@ def make_env(args, video_folder=None, video_trigger=None):
     if video_folder:
         try:
             env.reset()
-            env.render()
+            with warnings.catch_warnings():  # GLFW's, of which the error says as much
+                warnings.simplefilter("ignore")
+                env.render()
             env = gym.wrappers.RecordVideo(env, video_folder, video_trigger)
         except Exception as error:
-            advice = "without a display, set MUJOCO_GL=egl or osmesa"
-            fail(f"--capture-video: {env_id} can't be rendered ({error}); {advice}")
+            fail_to_render(env_id, error)
     return NormalizedEnv(env, args.gamma, args.norm_obs, args.norm_reward)
+
+
+def fail_to_render(env_id, error):
+    """End the program with one line that says why an environment can't be rendered, and what to install or set."""
+    needs = {"osmesa": "the package libosmesa6", "egl": "the packages libegl1 and libgl1"}
+    backend = os.environ.get("MUJOCO_GL", "")
+    if "mujoco" not in sys.modules:
+        advice = "leave the flag out"
+    elif backend in needs:
+        advice = f"MUJOCO_GL={backend} needs {needs[backend]}"
+    elif backend in ("", "glfw"):
+        advice = "; or ".join(f"MUJOCO_GL={name}, which needs {packages}" for name, packages in needs.items())
+        advice = f"without a display, set {advice}"
+    else:
+        advice = f"MUJOCO_GL={backend} must be egl, osmesa or glfw"
+    fail(f"--capture-video: {env_id} can't be rendered ({error}); {advice}")
 
 
 def make_envs(args, run_name):

@@ -73,10 +73,11 @@ def seed_everything(seed, torch_deterministic):
 def start(args, envs, checkpoint, agent, optimizers, rng):
     """Reset all environments or, given a checkpoint, restore everything it holds.
 
-    Prints a note if the environments hold something that a checkpoint can't, or are simulated by another MuJoCo.
+    Prints a note if the run will differ from what its arguments say: no GPU, steps that do not make a whole rollout,
+    environments that hold something that a checkpoint can't or are simulated by another MuJoCo.
 
     Args:
-        args: has seed; environment i is reset with seed + i.
+        args: the script's arguments; environment i is reset with seed + i.
         envs: list of num_envs NormalizedEnv.
         checkpoint: from load_checkpoint; None for a new run.
         agent, optimizers, rng: as for get_state.
@@ -84,9 +85,19 @@ def start(args, envs, checkpoint, agent, optimizers, rng):
     Returns:
         The observations to start from, float32 [num_envs, obs_dim].
     """
+    if args.cuda and not torch.cuda.is_available():
+        print("note: --cuda: torch finds no GPU here, so the networks are on the CPU")
+    rollout = args.num_envs * args.num_steps
+    if args.total_timesteps % rollout:
+        steps = args.total_timesteps // rollout * rollout
+        print(f"note: --total-timesteps {args.total_timesteps:,}: whole rollouts of {rollout:,} make {steps:,} steps")
     next_obs = np.stack([env.reset(seed=args.seed + i) for i, env in enumerate(envs)])
     if checkpoint is not None:
-        next_obs = set_state(checkpoint, agent, optimizers, envs, rng, args.seed)
+        try:
+            next_obs = set_state(checkpoint, agent, optimizers, envs, rng, args.seed)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            misfit = f"the checkpoint doesn't fit the agent and environments of this commit ({first_sentence(error)})"
+            fail(f"--resume {args.resume}: {misfit}; use the commit that wrote it, or start a new run")
     if unsaved := envs[0].unsaved():
         print(f"note: {unsaved}, which a checkpoint can't hold: --resume will begin a new episode")
     if other := other_mujoco(envs[0]):
@@ -149,8 +160,8 @@ def set_random_states(states):
     random.setstate(states["random"])
     np.random.set_state(from_plain(states["numpy"]))
     torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    for device, state in zip(range(torch.cuda.device_count()), states.get("cuda", []), strict=False):
+        torch.cuda.set_rng_state(state, device)  # a machine with fewer GPUs, or none, passes over the rest
 
 
 def evaluate(args, agent, envs):
@@ -221,7 +232,7 @@ def read_checkpoint(folder):
             with zipfile.ZipFile(f"{folder}/{name}") as file:  # torch.load does not verify the checksums
                 if file.testzip() is not None:
                     raise zipfile.BadZipFile("wrong checksum")
-            checkpoint = torch.load(f"{folder}/{name}", weights_only=True)
+            checkpoint = torch.load(f"{folder}/{name}", map_location="cpu", weights_only=True)  # of a GPU's run too
             if not isinstance(checkpoint, dict) or not {"format", "args", "step"} <= checkpoint.keys():
                 raise ValueError("not a checkpoint of these scripts")
         except FileNotFoundError:
@@ -307,7 +318,7 @@ def model_of(args, agent, env_states):
         "env_id": args.env_id,
         "norm_obs": args.norm_obs,
         "state_std": args.state_std,
-        "agent": agent,
+        "agent": {name: p.cpu() for name, p in agent.items()},  # a GPU's would need one to be read
         "statistics": [state["statistics"] for state in env_states],
     }
 
@@ -321,13 +332,14 @@ def load_model(path):
     Returns:
         A dict with env_id, norm_obs, state_std, agent (its state_dict) and statistics (one dict per environment).
 
-    Ends the program with one line if the path holds neither a model nor a checkpoint, or one of another format.
+    The tensors are on the CPU, wherever the run's were. Ends the program with one line if the path holds neither a
+    model nor a checkpoint, or one of another format, or an agent that is not finite.
     """
     files = sorted(Path(path).glob("*.pt")) if os.path.isdir(path) else [Path(path)]
     models = [file for file in files if not file.name.startswith("checkpoint")]
     try:
         if models:
-            model = torch.load(models[0], weights_only=True)
+            model = torch.load(models[0], map_location="cpu", weights_only=True)
         else:
             model = read_checkpoint(path)
         if (found := model.get("format", 1)) != CHECKPOINT_FORMAT:
@@ -335,9 +347,16 @@ def load_model(path):
         if not models:
             args = {"state_std": False} | model["args"]
             model = model_of(argparse.Namespace(**args), model["agent"], model["envs"])
-        return {key: model[key] for key in ("env_id", "norm_obs", "state_std", "agent", "statistics")}
+        model = {key: model[key] for key in ("env_id", "norm_obs", "state_std", "agent", "statistics")}
+        statistics = {f"{key} of the observations": model["statistics"][0]["obs"][key] for key in ("mean", "var")}
+        for name, array in (model["agent"] | statistics).items():
+            if not array.isfinite().all():
+                fail(f"{path}: its {name} is not finite, so this agent can't act; its training diverged")
+        return model
     except FileNotFoundError:
         fail(f"{path}: there is no such file or folder")
+    except KeyError as error:
+        fail(f"{path}: has no {error}, which this commit reads; use the commit that wrote it")
     except Exception as error:  # torch.load raises anything on random bytes
         problem = "holds neither a saved model nor a checkpoint" if os.path.isdir(path) else "is not a saved model"
         fail(f"{path}: {problem} ({first_sentence(error)})")
@@ -387,7 +406,7 @@ def load_checkpoint(args, learning_rates):
         return None
     status, script = read_status(folder), script_of(args)
     if status is None:
-        fail(f"--resume {folder}: is not a run's folder, for it has no readable status.json")
+        fail(f"--resume {args.resume or repr('')}: is not a run's folder, for it has no readable status.json")
     if status["state"] in ("finished", "diverged"):
         fail(f"--resume {folder}: the run is {status['state']}, so there is nothing to go on with")
     if status["script"] != script:

@@ -1,6 +1,7 @@
 """What the agents share besides mathematics: command line, threads, arrays and plain data."""
 
 import contextlib
+import decimal
 import importlib.util
 import io
 import math
@@ -9,6 +10,9 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
+from types import UnionType
+from typing import Union, get_args, get_origin
 
 import numpy as np
 import threadpoolctl
@@ -32,18 +36,143 @@ def fail(message, status=1):
 
 
 def parse_args(args_class):
-    """Parse the command line into `args_class` with tyro; end the program with one line if tyro cannot read it."""
-    stderr = io.StringIO()
+    """Parse the command line into the dataclass `args_class`; end the program with one line if it can't be read.
+
+    Besides what tyro reads, a flag without a value may have one, and a whole number may be written 1e6; see
+    _plain_switches and _reading_rule.
+    """
+    words = _plain_switches(args_class, sys.argv[1:])
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_reading_rule)
+    stderr, before = io.StringIO(), dict(os.environ)
     try:
+        if not {"-h", "--help"} & {*words}:
+            os.environ["COLUMNS"] = "10000"  # or tyro breaks its lines, in the middle of a word if need be
         with contextlib.redirect_stderr(stderr):
-            return tyro.cli(args_class)
+            return tyro.cli(args_class, args=words, registry=registry)
     except SystemExit as exit:
         if exit.code in (0, None):
             raise
-        # tyro draws a box, or lines of "-" if the output is not UTF-8; the line below its title says what is wrong
-        lines = [line.strip("╭╮╰╯├┤│─ ") for line in stderr.getvalue().splitlines()]
-        lines = [line for line in lines if line.strip("-")]
-        fail(f"{lines[1] if lines[1:] else 'unreadable command line'} (see {os.path.basename(sys.argv[0])} --help)")
+        fail(f"{_one_line(stderr.getvalue())} (see {os.path.basename(sys.argv[0])} --help)")
+    except AssertionError as error:  # of --tyro-print-completion for an unknown shell
+        fail(error)
+    except BrokenPipeError:  # of --help | head
+        os._exit(0)
+    finally:
+        os.environ.pop("COLUMNS", None)
+        os.environ |= before
+
+
+BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def _plain_switches(args_class, words):
+    """Return the command line `words` with a bool's --flag=True or --flag True, as in W&B's sweeps, as --flag alone.
+
+    False gives --no-flag. Ends the program with one line if the value after = is neither.
+    """
+    names = {field.name.replace("_", "-") for field in fields(args_class)}
+    switches = {field.name.replace("_", "-") for field in fields(args_class) if field.type is bool}
+    words, plain = [*words], []
+    while words and words[0] != "--":
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        name = flag.replace("_", "-").removeprefix("--")
+        inverted = name not in switches
+        name = name.removeprefix("no-") if inverted else name
+        if flag.startswith("--") and name in switches:
+            if not equals and words and words[0].lower() in BOOLEANS:
+                equals, value = "=", words.pop(0)
+            if equals and value.lower() not in BOOLEANS:
+                fail(f"{word}: must be True or False; or give --{name} or --no-{name} without a value")
+            if equals:
+                word = f"--{name}" if BOOLEANS[value.lower()] != inverted else f"--no-{name}"
+        known = name in names or not word.startswith("--")
+        plain += [word] if known else word.split("=", 1)  # tyro finds flags alike only to one without a value
+    return plain + words
+
+
+def _reading_rule(type_info):
+    """Tell tyro how to read int, float, bool and str, these or None, and tuples of one or more of them.
+
+    A whole number may be written 1e6, and what can't be read is named in few words.
+    """
+    kind, several = type_info.type, get_origin(type_info.type) is tuple
+    if several:
+        kind, *more = get_args(kind)
+        if more != [...]:
+            return None
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    readers = [READERS[kind] for kind in kinds if kind in READERS]
+    if len(readers) != 1 or not {*kinds} <= {*READERS, type(None)}:
+        return None
+
+    def read(text):
+        return None if text == "None" and type(None) in kinds else readers[0](text)
+
+    def read_several(texts):
+        if not texts:
+            raise ValueError("has no values")
+        return tuple(map(read, texts))
+
+    metavar = "|".join("None" if kind is type(None) else kind.__name__.upper() for kind in kinds)
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*" if several else 1,
+        metavar=f"{metavar} ..." if several else metavar,
+        instance_from_str=lambda texts: read_several(texts) if several else read(texts[0]),
+        is_instance=lambda value: isinstance(value, tuple if several else kinds),
+        str_from_instance=lambda value: [*map(str, value)] if several else [str(value)],
+    )
+
+
+def _boolean(text):
+    if text.lower() not in BOOLEANS:
+        raise ValueError(f"{text or repr(text)}: must be True or False")
+    return BOOLEANS[text.lower()]
+
+
+def _real_number(text):
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text or repr(text)}: must be a number") from None
+
+
+def _whole_number(text):
+    """Return the integer that `text` writes, as 1000000, 1_000_000 or 1e6.
+
+    Raises:
+        ValueError: it is not a whole number, or has more than 19 digits.
+    """
+    try:
+        number = decimal.Decimal(text)
+    except decimal.InvalidOperation:
+        raise ValueError(f"{text or repr(text)}: must be a whole number") from None
+    if number.is_finite() and number.adjusted() > 18:  # 1e999999999 would fill the memory
+        raise ValueError(f"{text}: is too large")
+    if not number.is_finite() or number != number.to_integral_value():
+        raise ValueError(f"{text}: must be a whole number")
+    return int(number)
+
+
+READERS = {int: _whole_number, float: _real_number, bool: _boolean, str: str}
+
+
+def _one_line(box):
+    """Return the text of tyro's error as one line: without its frame, its title and help texts.
+
+    The frame is drawn by lines or, if the output is not UTF-8, of "-" below the title and spaces.
+    """
+    blocks = [[]]
+    for line in box.splitlines()[1:]:
+        text = line[2:].rstrip(" │")
+        if not text.strip("─-╯ "):
+            blocks.append([])
+        elif not text.startswith(" " * 8):  # a flag's help text
+            blocks[-1].append(text.strip())
+    texts = [" ".join(lines) for lines in blocks if lines]
+    texts = [text for text in texts if not text.startswith(("For full help", "Argument help", "Got errors"))]
+    return re.sub(r"^Error parsing (\S+):", r"\1", "; ".join(texts)).rstrip(".") or "unreadable command line"
 
 
 def check_args(args):
@@ -53,7 +182,7 @@ def check_args(args):
         for name in names:
             value = getattr(args, name, None)  # None: an optional flag left out, or a flag of the other script
             if value is not None and not condition(value):
-                fail(f"--{name.replace('_', '-')} {value}: {wanted}")
+                fail(f"--{name.replace('_', '-')} {repr(value) if value == '' else value}: {wanted}")
 
     check_extras(args)
     check(lambda n: n >= 1, "must be at least 1", "total_timesteps", "num_envs", "num_steps")
@@ -66,7 +195,17 @@ def check_args(args):
     check(lambda x: 0 <= x < math.inf, "must be a number >= 0", "ent_coef")
     check(lambda n: 0 <= n < 2**32, "must be in [0, 2^32)", "seed")
     check(lambda n: n >= 0, "must be at least 0, which turns checkpoints off", "checkpoint_interval")
+    check(lambda name: name.isprintable(), "has characters that can't be printed", "env_id", "exp_name")
+    check(bool, "must not be empty", "env_id")
+    for_file = "it names the model's file, so it must not"
+    check(lambda name: name and name[0] != ".", f"{for_file} be empty or begin with a dot", "exp_name")
+    check(lambda name: not set(name) & {*"/\\*?[]"}, f"{for_file} have any of / \\ * ? [ ]", "exp_name")
+    check(lambda name: not name.startswith("checkpoint"), f"{for_file} begin as a checkpoint's does", "exp_name")
+    longest = max("env_id", "exp_name", key=lambda name: len(getattr(args, name)))
+    length = len(f"{args.env_id}__{args.exp_name}__{args.optimizer}__{args.seed}__".encode())
+    check(lambda name: length <= 235, f"is too long: it names a folder, whose name is {length} bytes long", longest)
     rollout = args.num_envs * args.num_steps
+    check(lambda n: rollout <= 1e8, f"num_envs * num_steps = {rollout:,} steps don't fit in memory", "num_steps")
     check(lambda n: n >= rollout, f"is less than one rollout, num_envs * num_steps = {rollout}", "total_timesteps")
 
 

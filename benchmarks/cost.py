@@ -1,13 +1,13 @@
 """Appendix D's Figure 8: the time of an update over the number of outputs and of layers.
 
-    python benchmarks/cost.py [--hesscale PATH]     # three minutes, 10 GB; with --quick seconds, to see that all runs
+    python benchmarks/cost.py [--hesscale PATH] [--csv results/cost.csv]     # three minutes, 10 GB; --quick: seconds
 
 As there, networks have 64 inputs and 512 tanh units in each hidden layer, and 30 updates are timed; they have one
 hidden layer and 16 to 512 outputs, or 100 outputs and 1 to 128 hidden layers. The clock runs from the network's output
 to the end of the step, without the forward pass. The paper does not say the batch and the loss: here they are a single
 sample, as in the history of the authors' repository, and the cross-entropy. Methods are timed in turns, on one thread.
 Ours works on numpy arrays: faster than tensors in small networks, as fast with 32 layers. The peers are those of
-critic.py. The table goes to results/cost.csv, the picture to results/cost.png.
+critic.py. The picture lies beside the table, as results/cost.png.
 """
 
 import csv
@@ -19,11 +19,10 @@ from pathlib import Path
 
 import critic
 import numpy as np
-import tyro
-from timing import ROOT, in_turns, limit_threads, processor
+from timing import ROOT, check_table, in_turns, limit_threads, processor
 from tqdm import tqdm
 
-from hesscale_utils import check_installed
+from hesscale_utils import check_installed, parse_args
 
 check_installed("matplotlib", "benchmarks/cost.py", "requirements-study.txt")
 import matplotlib
@@ -60,8 +59,8 @@ class Args:
     """samples in a batch"""
     rounds: int = 30
     """number of times that each is timed"""
-    csv: Path = ROOT / "results/cost.csv"
-    """the table's file; it and the .png beside it are overwritten"""
+    csv: Path | None = None
+    """the table's file; it and the .png beside it are overwritten; None for neither"""
     quick: bool = False
     """whether to time small networks only once and keep nothing, to see that all of them run"""
 
@@ -144,7 +143,7 @@ def main(args):
     if args.batch < 1:
         sys.exit(f"error: --batch {args.batch}: must be at least 1")
     limit_threads()
-    if args.csv.suffix != ".csv":
+    if args.csv is not None and args.csv.suffix != ".csv":
         sys.exit(f"error: --csv {args.csv}: give a name that ends in .csv; the picture's ends in .png")
     peers, rows = critic.Peers(args, PEERS), []
     progress = tqdm(problems(args).items(), disable=not sys.stderr.isatty())
@@ -154,6 +153,8 @@ def main(args):
     print(*peers.checks.values(), sep="\n")
     for panel in ("outputs", "layers"):
         print_table(rows, panel)
+    if args.csv is None:
+        return
     with args.csv.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
@@ -162,9 +163,10 @@ def main(args):
 
 
 if __name__ == "__main__":
-    args = tyro.cli(Args)
+    args = parse_args(Args)
+    check_table(args)
     if args.quick:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder:  # so that the drawing is tried, too
             args.csv = Path(folder, "cost.csv")
             main(args)
     else:

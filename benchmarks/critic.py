@@ -25,11 +25,11 @@ from time import perf_counter
 from typing import NamedTuple
 
 import torch
-import tyro
-from timing import ROOT, in_turns, limit_threads, report
+from timing import ROOT, check_table, in_turns, limit_threads, report
 from torch import nn
 
 from hesscale_core import TanhMLP, cross_entropy_loss, hutchinson, make_optimizer, value_loss
+from hesscale_utils import parse_args
 
 REFERENCE = "torch autograd, torch.optim.Adam"
 OURS = ("adam", "adahesscalegn", "adahesscale", "scaled-adahesscale", "adahessian")
@@ -49,7 +49,7 @@ class Args:
     csv: str | None = None
     """the file to append the table to; None for none"""
     quick: bool = False
-    """whether to time each only once, to see that all of them run"""
+    """whether to time each only once and keep no table, to see that all of them run"""
 
 
 class Problem(NamedTuple):
@@ -309,6 +309,7 @@ def functions(problem, names, peers, **options):
 
 def main(args):
     check_args(args)
+    check_table(args)
     limit_threads()
     peers = Peers(args)
     calls, rounds, warmup = (1, 1, 0) if args.quick else (20, args.rounds, 2)
@@ -320,14 +321,10 @@ def main(args):
 def check_args(args):
     if args.rounds < 1:
         sys.exit(f"error: --rounds {args.rounds}: must be at least 1")
-    if args.csv is not None:
-        path = Path(args.csv)
-        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-            sys.exit(f"error: --csv {path}: can't be written; give a file in a folder that exists")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         worker(*sys.argv[2:])
     else:
-        main(tyro.cli(Args))
+        main(parse_args(Args))

@@ -8,18 +8,19 @@ makes an epoch as CleanRL's ppo_continuous_action.py does: both losses by autogr
 torch.optim.Adam.
 """
 
+import sys
 from dataclasses import dataclass
 
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
-from timing import in_turns, limit_threads, per_call, report
+from timing import check_table, in_turns, limit_threads, per_call, report
 from torch import nn
 
 import ppo_hesscale
 from hesscale_core import OPTIMIZERS, TanhMLP, make_optimizer
 from hesscale_envs import NormalizedEnv
+from hesscale_utils import parse_args
 
 BATCH, MINIBATCHES, OBS, ACT, CLIP = 2048, 32, 11, 3, 0.2
 
@@ -31,7 +32,7 @@ class Args:
     csv: str | None = None
     """the file to append the tables to; None for none"""
     quick: bool = False
-    """whether to time each only once, to see that all of them run"""
+    """whether to time each only once and keep no table, to see that all of them run"""
 
 
 def rollout():
@@ -150,6 +151,9 @@ def gymnasiums(env):
 
 
 def main(args):
+    if args.rounds < 1:
+        sys.exit(f"error: --rounds {args.rounds}: must be at least 1")
+    check_table(args)
     limit_threads()
 
     def table(title, functions, base, calls, share=1):
@@ -174,4 +178,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(parse_args(Args))

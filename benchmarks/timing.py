@@ -28,6 +28,17 @@ def limit_threads():
         sys.modules["torch"].set_num_threads(1)
 
 
+def check_table(args):
+    """End the program with one line if --csv can't be written, or if --quick's toy numbers would go there."""
+    if args.csv is None:
+        return
+    path = Path(args.csv)
+    if args.quick:
+        sys.exit(f"error: --csv {path}: --quick keeps no table; leave one of the two out")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        sys.exit(f"error: --csv {path}: can't be written; give a file in a folder that exists")
+
+
 def in_turns(functions, rounds, warmup=1):
     """Call each of `functions`, {name: function that returns a time}, `warmup` + `rounds` times, A B C A B C ...
 

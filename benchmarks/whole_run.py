@@ -1,6 +1,6 @@
 """The time and memory of a whole run, beside CleanRL, Stable-Baselines3 and the bare environment.
 
-    python benchmarks/whole_run.py --cleanrl PATH     # ten minutes; with --quick half of one, to see that all runs
+    python benchmarks/whole_run.py --cleanrl PATH [--csv results/whole_run.csv]     # ten minutes; --quick: half of one
 
 Every run is a process of its own on one CPU thread, in a folder that is removed afterwards. Measured in turns:
 
@@ -237,12 +237,14 @@ def parse_args():
     add("--peers-python", type=python, default=ROOT / ".venv-peers/bin/python", help="that of Stable-Baselines3")
     add("--rounds", type=at_least(1), default=5, help="runs of each program, after one to warm up")
     add("--steps", type=at_least(ROLLOUT), default=20 * ROLLOUT, help="steps of a run; half as many of an A2C run")
-    add("--csv", type=table, default=ROOT / "results/whole_run.csv", help="the table to append to")
+    add("--csv", type=table, help="the table to append to; none without this")
     add("--quick", action="store_true", help="see whether everything runs: one round of one rollout, no table")
     add("--bare", metavar="ENV_ID", help=argparse.SUPPRESS)  # for a child of this script
     args = parser.parse_args()
+    if args.quick and args.csv:
+        parser.error(f"--csv {args.csv}: --quick keeps no table; leave one of the two out")
     if args.quick:
-        args.rounds, args.steps, args.csv = 1, ROLLOUT, None
+        args.rounds, args.steps = 1, ROLLOUT
     return args
 
 

@@ -1,7 +1,7 @@
 """Section 4's Figure 2: how far each Hessian diagonal is from the exact one, on images and on real agents' losses.
 
-    python experiments/approximation_quality.py                 # both parts; --part images or --part rl for one of them
-    python experiments/approximation_quality.py --quick --out /tmp/approximation
+    python experiments/approximation_quality.py --out results/approximation   # both parts; one: --part images or rl
+    python experiments/approximation_quality.py --quick                        # a little of it, into figures/
     python experiments/approximation_quality.py --part images --data path/to/mnist
 
 Images: SGD trains networks with 3 tanh layers of 32 units on one image at a time. Before each step, this script
@@ -43,7 +43,7 @@ CHUNK = 100  # steps of SGD whose diagonals are computed together, from copies o
 class Args(RunArgs):
     part: str = "both"
     """images, rl or both"""
-    out: Path = diagonals.ROOT / "results/approximation"
+    out: Path = Path("figures/approximation")
     """the path of the output without its ending, _images or _rl with .csv, .png and .pdf; existing files are lost"""
     initializations: int = 40
     """number of networks trained on images"""
@@ -304,6 +304,8 @@ def draw_rl(cells, prefix):
 def main(args):
     args.check()
     limit_threads()
+    if args.part != "images":
+        args.check_runs()
     images = load_images(args.data) if args.part != "rl" else None
     args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.part != "rl":

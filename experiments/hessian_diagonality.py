@@ -1,7 +1,7 @@
 """Section 4.1's Table 1 and Figure 3: how diagonal the Hessians with respect to the pre-activations are.
 
-    python experiments/hessian_diagonality.py
-    python experiments/hessian_diagonality.py --quick --out /tmp/diagonality --cache /tmp/minibatches
+    python experiments/hessian_diagonality.py --out results/diagonality
+    python experiments/hessian_diagonality.py --quick                        # a little of it, into figures/
 
 rho(A) = ||diag(A)||_F / ||A||_F, of the exact Hessian of one sample's own loss in each layer's pre-activations. Images:
 a network with 4 tanh layers of 128 units, before and after 10,000 steps of SGD on batches of 32. RL: actor and critic
@@ -37,7 +37,7 @@ SHAPES = "osD^v"
 
 @dataclass
 class Args(RunArgs):
-    out: Path = diagonals.ROOT / "results/diagonality"
+    out: Path = Path("figures/diagonality")
     """the path of the output without its ending, .csv, .png and .pdf; existing files are lost"""
     initializations: int = 30
     """number of networks trained on images"""
@@ -56,6 +56,8 @@ class Args(RunArgs):
         super().check()
         if not 0 < self.learning_rate < math.inf:
             fail(f"--learning-rate {self.learning_rate}: must be a number above 0")
+        if not 2 <= self.width <= 2048:
+            fail(f"--width {self.width}: must be in [2, 2048], for exact Hessians are width x width")
         if self.quick:
             self.initializations, self.iterations, self.samples = 2, 200, 4
 
@@ -200,6 +202,7 @@ def draw(cells, rows, prefix):
 
 def main(args):
     args.check()
+    args.check_runs()
     limit_threads()
     images = load_images(args.data)
     print(

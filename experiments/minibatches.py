@@ -7,6 +7,8 @@ some of the first, the middle and the last SPAN updates: the inputs of the netwo
 import contextlib
 import io
 import itertools
+import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,8 @@ import torch
 import a2c_hesscale
 import ppo_hesscale
 from hesscale_core import Gaussian, TanhMLP
-from hesscale_run import DIVERGED
+from hesscale_envs import make_env
+from hesscale_run import DIVERGED, first_sentence
 from hesscale_utils import check_args, fail
 
 SPAN = 320  # updates that make a moment, those of one rollout of PPO
@@ -52,14 +55,40 @@ class RunArgs:
     def check(self):
         """End the program with one line if a value is invalid; make the numbers small for --quick."""
         for name, value in vars(self).items():
-            if type(value) is int and value < 1:
-                fail(f"--{name.replace('_', '-')} {value}: must be at least 1")
+            flag = f"--{name.replace('_', '-')}"
+            most = sys.maxsize if name == "total_timesteps" else 10**6
+            if type(value) is int and not 1 <= value <= most:
+                fail(f"{flag} {value}: must be at least 1" + f", and at most {most:,}" * (value > most))
+            if type(value) is tuple and len({*value}) < len(value):
+                fail(f"{flag} {' '.join(value)}: names a value twice")
         for agent in {*self.agents} - {*AGENTS}:
             fail(f"--agents {agent}: choose from {', '.join(AGENTS)}")
         if self.optimizer.endswith("adahessian"):
             fail(f"--optimizer {self.optimizer}: never calls TanhMLP.backward, where minibatches are recorded")
+        try:
+            if self.out.is_dir():
+                example = self.out / type(self).out.name
+                fail(f"--out {self.out}: is a folder; give how the files' names begin, as {example}")
+            for name, path in (("out", self.out), ("cache", self.cache / "file")):
+                folder = next(parent for parent in path.absolute().parents if parent.exists())
+                if not folder.is_dir() or not os.access(folder, os.W_OK):
+                    fail(f"--{name} {getattr(self, name)}: {folder} is not a folder that can be written to")
+        except OSError as error:  # a name is too long
+            fail(f"--out {self.out} or --cache {self.cache}: {error.strerror}")
         if self.quick:
+            if self.out.resolve().is_relative_to(diagonals.ROOT / "results"):
+                fail(f"--out {self.out}: holds the figures of whole runs; --quick is to see that all runs, elsewhere")
             self.env_ids, self.seeds, self.total_timesteps, self.minibatches = self.env_ids[:1], 2, 2 * 2048, 2
+
+    def check_runs(self):
+        """End the program with one line if one of the runs couldn't begin, before the first does."""
+        for name, env_id in itertools.product(self.agents, self.env_ids):
+            args = agent_args(name, env_id, 1, self)
+            check_args(args)
+            env = make_env(args)
+            env.close()
+            if env.discrete:
+                fail(f"--env-ids {env_id}: its actions are choices; only a Gaussian policy's minibatches are recorded")
 
     def runs(self):
         """Return (agent, env_id, seed) of every run, seed by seed, so that an interruption leaves a whole grid."""
@@ -138,17 +167,21 @@ def run(name, args, wanted):
     return records
 
 
+def agent_args(name, env_id, seed, args):
+    """Return the arguments of an agent's run, of an experiment's `args`."""
+    return AGENTS[name].Args(
+        env_id=env_id, seed=seed, total_timesteps=args.total_timesteps, optimizer=args.optimizer, checkpoint_interval=0
+    )
+
+
 def record(name, env_id, seed, args):
     """Return {(network, moment): (loss, params, x, targets)} of a run, the arguments of diagonals.errors.
 
     A minibatch is a group.
     """
-    agent_args = AGENTS[name].Args(
-        env_id=env_id, seed=seed, total_timesteps=args.total_timesteps, optimizer=args.optimizer, checkpoint_interval=0
-    )
-    check_args(agent_args)
-    per_rollout = agent_args.update_epochs * agent_args.num_minibatches if name == "ppo" else 1
-    updates = args.total_timesteps // agent_args.num_steps * per_rollout
+    run_args = agent_args(name, env_id, seed, args)
+    per_rollout = run_args.update_epochs * run_args.num_minibatches if name == "ppo" else 1
+    updates = args.total_timesteps // run_args.num_steps * per_rollout
     span = min(SPAN, updates)
     # the middles of equal parts, so that PPO's come from all its epochs, not only from the first, where the ratio is 1
     offsets = ((np.arange(args.minibatches) + 0.5) * span / args.minibatches).astype(int)
@@ -157,12 +190,13 @@ def record(name, env_id, seed, args):
     path = args.cache / ("_".join(map(str, parts)) + ".pt")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        records = run(name, agent_args, set.union(*wanted.values()))
-        if not records:
-            fail(f"--env-ids {env_id}: its actions are choices; only a Gaussian policy's minibatches can be recorded")
+        records = run(name, run_args, set.union(*wanted.values()))
         torch.save(records, path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)
-    records = torch.load(path, weights_only=True)
+    try:
+        records = torch.load(path, weights_only=True)
+    except Exception as error:  # torch.load raises anything on random bytes
+        fail(f"--cache {args.cache}: {path.name} is damaged ({first_sentence(error)}); delete it, to record it anew")
     return {
         (network, moment): _groups(name, [r for r in records if r["network"] == network and r["update"] in chosen])
         for network, (moment, chosen) in itertools.product(("actor", "critic"), wanted.items())

@@ -3,12 +3,14 @@
     scripts/run.sh scripts/evaluate.py runs/FOLDER --episodes 10 --capture-video
 
 FOLDER is a run's folder: the agent of a finished run plays, or that of an unfinished one's newest checkpoint. The
-normalization keeps the statistics of the end of training. Without a display, set MUJOCO_GL=egl or osmesa for a video.
+normalization keeps the statistics of the end of training. An episode that doesn't end is cut off after --max-steps.
+Without a display, set MUJOCO_GL=egl or osmesa for a video.
 """
 
 import argparse
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -25,10 +27,12 @@ from ppo_hesscale import Agent  # a2c_hesscale.py's is the same
 
 @dataclass
 class Args:
-    path: Annotated[str, tyro.conf.Positional]
-    """a run's folder, or a saved model's file"""
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")] = ""
+    """a run's folder, or a saved model's file; must be given"""
     episodes: int = 10
     """how many episodes to play"""
+    max_steps: int = 100_000
+    """steps after which an episode is cut off that has not ended"""
     sample: bool = False
     """whether to sample actions from the policy, as in training, instead of taking the most likely ones"""
     env_id: str | None = None
@@ -46,14 +50,19 @@ def describe(obs_dim, action_dim, discrete):
 
 def main(args):
     limit_threads()
-    if args.episodes < 1:
-        fail(f"--episodes {args.episodes}: must be at least 1")
+    if not args.path:
+        fail("PATH is missing: give a run's folder, as in runs/, or a saved model's file")
+    for name in ("episodes", "max_steps"):
+        if getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     if not 0 <= args.seed < 2**32:
         fail(f"--seed {args.seed}: must be in [0, 2^32)")
     check_extras(args)
     model = load_model(args.path)
     parameters = model["agent"]
     weights = [p for name, p in parameters.items() if name.startswith("actor.") and name.endswith(".weight")]
+    if not weights:
+        fail(f"{args.path}: its agent has no actor; it is of another commit, which can play it")
     gaussian = any(name == "actor.log_std" or name.startswith("actor_std.") for name in parameters)
     trained_on = weights[0].shape[1], len(weights[-1]), not gaussian
     env_id = args.env_id or model["env_id"]
@@ -65,23 +74,34 @@ def main(args):
     if found != trained_on:
         fail(f"--env-id {env_id} has {describe(*found)}, but the agent was trained on {describe(*trained_on)}")
     agent = Agent(*found, model["state_std"])
+    shapes, wanted = ({k: [*p.shape] for k, p in state.items()} for state in (parameters, agent.state_dict()))
+    for name in [name for name in shapes | wanted if shapes.get(name) != wanted.get(name)]:
+        sizes = f"{name} {shapes.get(name, 'missing')} instead of {wanted.get(name, 'none')}"
+        fail(f"{args.path}: its agent has {sizes}; it is of another commit, which can play it")
     agent.load_state_dict(parameters)
     env.freeze(model["statistics"][0])
     rng = np.random.default_rng(args.seed)
-    returns, lengths = [], []
+    returns, lengths, cut_off, last_line = [], [], 0, time.perf_counter()
     for episode in range(args.episodes):
         obs, done = env.reset(seed=args.seed if episode == 0 else None), False
-        while not done:
+        while not done and env.episode_length < args.max_steps:
             noise = agent.noise(rng, 1) if args.sample else 0.0
             obs, _, terminated, truncated = env.step(agent.act(obs[None], noise)[0])
             done = terminated or truncated
+            if time.perf_counter() - last_line >= 10:
+                last_line = time.perf_counter()
+                so_far = f"return {env.episode_return:.1f}, {env.episode_length:,} steps so far"
+                print(f"episode {episode + 1}: {so_far}, at most {args.max_steps:,}", flush=True)
         returns.append(env.episode_return)
         lengths.append(env.episode_length)
-        print(f"episode {episode + 1}: return {returns[-1]:.1f}, {lengths[-1]} steps", flush=True)
+        cut_off += not done
+        end = "" if done else f", cut off by --max-steps {args.max_steps}"
+        print(f"episode {episode + 1}: return {returns[-1]:.1f}, {lengths[-1]} steps{end}", flush=True)
     env.close()
     print(
         f"{env_id}, {args.episodes} episodes, {'sampled' if args.sample else 'most likely'} actions: "
         f"return {np.mean(returns):.1f} ± {np.std(returns):.1f}, {np.mean(lengths):.0f} steps"
+        + (f"; {cut_off} cut off by --max-steps {args.max_steps}" if cut_off else "")
         + (f"; videos in {videos}" if videos else "")
     )
 

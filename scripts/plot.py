@@ -789,6 +789,8 @@ PICTURES = {
 
 
 def main(args):
+    if not args.out:
+        fail("--out is missing: say how the files' names begin, as --out results/study")
     if not os.path.basename(args.out):
         fail(f"--out {args.out}: must be how the files' names begin, as results/study")
     folder = next(path for path in Path(args.out).absolute().parents if path.exists())

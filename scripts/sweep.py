@@ -108,7 +108,7 @@ def read_grid(name):
     if not path.is_file():
         path = ROOT / f"scripts/grids/{name}.toml"
     if not path.is_file():
-        fail(f"{name}: there is no such grid file; name a TOML file or one of {known_grids()}")
+        fail(f"{name or repr(name)}: there is no such grid file; name a TOML file or one of {known_grids()}")
     try:
         content = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -159,7 +159,7 @@ def read_cells(names, given=None):
     given, cells = given or {}, {}
     for name in names or [None]:
         table_keys = {}
-        for table in read_grid(name) if name else [{}]:
+        for table in [{}] if name is None else read_grid(name):
             for cell in expand(table | given, f"{name}: " if name else ""):
                 same = table_keys.setdefault(cell.key, cell)
                 if asdict(same.args) != asdict(cell.args):
@@ -512,6 +512,8 @@ def check(args):
         value = getattr(args, name)
         if value is not None and value < 1:
             fail(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if args.cells is not None and not 0 <= args.cells[0] < args.cells[1]:
+        fail(f"--cells {args.cells[0]} {args.cells[1]}: takes none; give the first, from 0, and the last + 1")
     if args.slurm and args.local is not None:
         fail(f"--local {args.local}: the runs go here or to SLURM, not both; with --slurm, see --cpus-per-task")
     if not args.slurm:

@@ -328,7 +328,7 @@ BAD_INPUT = [
     ("--seed -1", "--seed -1: must be in [0, 2^32)"),
     ("--optimizer sgdd", f"--optimizer sgdd: choose one of {', '.join(OPTIMIZERS)}"),
     ("--state-std --env-id CartPole-v1", "--state-std: CartPole-v1 has discrete actions"),
-    ("--seed abc", "Error parsing --seed: invalid literal"),
+    ("--seed abc", "--seed abc: must be a whole number"),
     ("--sede 1", "Unrecognized options: --sede"),
 ]
 OF_ONE_AGENT = [

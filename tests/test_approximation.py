@@ -5,6 +5,7 @@ import gzip
 import itertools
 import struct
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -385,13 +386,53 @@ def test_bad_data_is_one_clear_line(tmp_path, content, suffix):
         ("--seeds 0", "--seeds 0: must be at least 1"),
         ("--agents dqn", "--agents dqn: choose from a2c, ppo"),
         ("--optimizer adahessian", "--optimizer adahessian: never calls TanhMLP.backward"),
+        ("--optimizer adamm", "--optimizer adamm: choose one of"),
+        ("--env-ids Hopper-v4 Hoper-v4", "--env-id Hoper-v4: Environment `Hoper` doesn't exist"),
+        ("--env-ids CartPole-v1", "--env-ids CartPole-v1: its actions are choices"),
+        ("--env-ids Hopper-v4 Hopper-v4", "--env-ids Hopper-v4 Hopper-v4: names a value twice"),
+        ("--total-timesteps 10", "--total-timesteps 10: is less than one rollout"),
+        ("--out file/a", "file is not a folder that can be written to"),
+        ("--cache file/a/b", "--cache file/a/b: "),
+        ("--out .", "--out .: is a folder; give how the files' names begin"),
+        ("--out /", "--out /: is a folder; give how the files' names begin"),
+        (f"--out {'x' * 500}", "File name too long"),
+        (f"--cache {'x' * 500}", "File name too long"),
+        ("--samples 1e12", "--samples 1000000000000: must be at least 1, and at most 1,000,000"),
+        ("--learning-rate inf", "--learning-rate inf: must be a number above 0"),
+        ("--samples 1.5", "--samples 1.5: must be a whole number"),
+        ("--sample 3", "Unrecognized options: --sample, 3; Perhaps you meant: --samples INT"),
     ],
 )
-def test_bad_flags_are_one_line(script, flags, message, monkeypatch):
+def test_bad_flags_are_one_line_before_any_work(script, flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     monkeypatch.setattr(sys, "argv", [script.__name__, *flags.split()])
     with pytest.raises(SystemExit) as error:
         script.main(script.parse_args(script.Args))
     assert message in str(error.value) and "\n" not in str(error.value)
+    assert not capsys.readouterr().out and [*tmp_path.iterdir()] == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize("script", [approximation_quality, hessian_diagonality], ids=lambda script: script.__name__)
+@pytest.mark.parametrize("out", ["results/a", "experiments/../results/b/c"])
+def test_quick_never_writes_among_the_results_of_whole_runs(script, out, monkeypatch, tmp_path):
+    """By the README's command with --quick added, too; without --out the files go to a folder that git ignores."""
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as error:
+        script.Args(quick=True, out=Path(out)).check()
+    assert str(error.value).startswith(f"error: --out {Path(out)}: holds the figures of whole runs")
+    script.Args(out=Path(out)).check()
+    monkeypatch.chdir(tmp_path)
+    script.Args(quick=True, out=Path(out)).check()  # that is another results/
+    assert f"{script.Args.out.parent}/" in (ROOT / ".gitignore").read_text().split()
+
+
+def test_a_damaged_record_is_one_line(tmp_path):
+    args = SimpleNamespace(total_timesteps=2000, optimizer="sgd", minibatches=2, cache=tmp_path)
+    (tmp_path / "a2c_Pendulum-v1_sgd_1_2000_2.pt").write_bytes(b"half")
+    with pytest.raises(SystemExit) as error:
+        minibatches.record("a2c", "Pendulum-v1", 1, args)
+    assert str(error.value).startswith(f"error: --cache {tmp_path}: a2c_Pendulum-v1_sgd_1_2000_2.pt is damaged (")
 
 
 @pytest.mark.parametrize("name", ["a2c", "ppo"])
@@ -414,13 +455,6 @@ def test_an_update_follows_from_its_record(name):
         for p, start, end in zip(net.parameters(), *([p[i] for p in params] for i in (0, 1)), strict=True):
             close(start - args.learning_rate * p.grad, end, rtol=1e-5, atol=1e-6)
             assert not torch.equal(start, end)
-
-
-def test_a_run_of_a_discrete_policy_is_refused(tmp_path):
-    args = SimpleNamespace(total_timesteps=64, optimizer="sgd", minibatches=2, cache=tmp_path / "cache")
-    with pytest.raises(SystemExit) as error:
-        minibatches.record("a2c", "CartPole-v1", 1, args)
-    assert str(error.value).startswith("error: --env-ids CartPole-v1: its actions are choices")
 
 
 def test_an_agent_that_diverges_is_one_line(tmp_path, monkeypatch, capsys):

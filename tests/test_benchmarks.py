@@ -1,13 +1,18 @@
 """The benchmarks run, with and without the peers that they measure against."""
 
 import ast
+import csv
 import os
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
+
+sys.path.append(f"{ROOT}/benchmarks")
+import timing
 
 
 def tool(cwd, *command):
@@ -16,16 +21,19 @@ def tool(cwd, *command):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-def test_the_minibatch_benchmark_runs(tmp_path):
-    done = tool(tmp_path, ROOT / "benchmarks/minibatch.py", "--quick", "--csv", "table.csv")
-    assert done.returncode == 0, done.stderr
-    for line in ("CleanRL's way", "scaled-adahesscale on tensors", "one flat vector", "NormalizedEnv"):
-        assert line in done.stdout
-        assert line in (tmp_path / "table.csv").read_text()
+def test_tables_are_appended_with_one_head(tmp_path, capsys):
+    times = {"a": np.array([2.0, 2.0]), "b": np.array([1.0, 1.0])}
+    for title in "first", "second":
+        assert timing.report(title, times, "a", path=tmp_path / "t.csv") == {"a": 1, "b": 0.5}
+    with (tmp_path / "t.csv").open() as file:
+        rows = [(row["benchmark"], row["name"], row["median"], row["ratio"]) for row in csv.DictReader(file)]
+    assert rows == [(title, *row) for title in ("first", "second") for row in (("a", "2", "1"), ("b", "1", "0.5"))]
+    assert "second" in capsys.readouterr().out
 
 
 PEERS = ["--peers-python", "no/python"]  # CI measures without them
 BENCHMARKS = {
+    "minibatch.py": ["CleanRL's way", "scaled-adahesscale on tensors", "one flat vector", "NormalizedEnv"],
     "critic.py": ["skipped: ", "run benchmarks/peers.sh", "torch.optim.Adam: gradient as ours", "scaled-adahesscale"],
     "cost.py": ["run benchmarks/peers.sh", "update over the number of layers", "AdaHesScaleGN, ours"],
     "whole_run.py": ["CleanRL is skipped; to have it: git clone", "Stable-Baselines3 is skipped", "bare environment"],
@@ -33,12 +41,14 @@ BENCHMARKS = {
 
 
 @pytest.mark.parametrize("script", BENCHMARKS)
-def test_the_other_benchmarks_run(tmp_path, script):
-    done = tool(tmp_path, ROOT / "benchmarks" / script, "--quick", *PEERS)
+def test_the_benchmarks_run_and_quick_keeps_no_table(tmp_path, script):
+    before = {path: path.read_bytes() for path in (ROOT / "results").iterdir()}
+    done = tool(tmp_path, ROOT / "benchmarks" / script, "--quick", *(PEERS if script != "minibatch.py" else []))
     assert done.returncode == 0, done.stderr
     for text in BENCHMARKS[script]:
         assert text in done.stdout
     assert not list(tmp_path.iterdir())
+    assert {path: path.read_bytes() for path in (ROOT / "results").iterdir()} == before
 
 
 @pytest.mark.parametrize("script", ["critic.py", "sb3_run.py"])
@@ -64,6 +74,14 @@ def test_the_peers_environment_has_the_packages_that_its_scripts_import(script):
     [
         ("critic.py", "--hesscale no/folder", "--hesscale no/folder: has no optimizers/adahesscale.py; git clone"),
         ("critic.py", "--rounds 0", "--rounds 0: must be at least 1"),
+        ("critic.py", "--quick --csv a.csv", "--csv a.csv: --quick keeps no table; leave one of the two out"),
+        ("critic.py", "--csv no/a.csv", "--csv no/a.csv: can't be written; give a file in a folder that exists"),
+        ("critic.py", "--csv /dev/null/a.csv", "--csv /dev/null/a.csv: can't be written"),
+        ("cost.py", "--quick --csv a.csv", "--csv a.csv: --quick keeps no table; leave one of the two out"),
+        ("cost.py", "--rounds 1.5", "--rounds 1.5: must be a whole number"),
+        ("minibatch.py", "--quick --csv a.csv", "--csv a.csv: --quick keeps no table; leave one of the two out"),
+        ("minibatch.py", "--rounds 0", "--rounds 0: must be at least 1"),
+        ("whole_run.py", "--quick --csv a.csv", "a.csv: --quick keeps no table; leave one of the two out"),
         ("cost.py", "--batch 0", "--batch 0: must be at least 1"),
         ("whole_run.py", "--cleanrl no/folder", "no/folder: has no cleanrl/ppo_continuous_action.py; git clone"),
         ("whole_run.py", "--steps 10", "10: must be a whole number of at least 2048"),

@@ -527,7 +527,7 @@ def test_the_command_line(runs, tmp_path, grid):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("", "--out : must be how the files' names begin, as results/study"),
+        ("", "--out is missing: say how the files' names begin, as --out results/study"),
         ("--out p --what curve", "--what"),
         ("--out p --interval 95", "--interval"),
         ("--out nowhere/", "--out nowhere/: must be how the files' names begin"),

@@ -865,7 +865,7 @@ def test_a_video_or_a_line_that_says_why_not(tmp_path):
         else:
             errors = [text for text in err.splitlines() if text.startswith("error: ")]
             assert len(errors) == 1 and "--capture-video: InvertedPendulum-v4 can't be rendered" in errors[0]
-            assert "MUJOCO_GL=egl or osmesa" in errors[0]
+            assert "MUJOCO_GL=egl" in errors[0] and "libegl1 and libgl1" in errors[0]
 
 
 # ---- any flags ---------------------------------------------------------------------------------------------
