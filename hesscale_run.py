@@ -30,7 +30,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from hesscale_envs import ActionNotFinite, EnvironmentFailed
+from hesscale_envs import ActionNotFinite, EnvironmentFailed, warnings_of
 from hesscale_utils import fail, from_plain, to_plain
 
 # exit statuses besides 0, which is for a finished run
@@ -69,7 +69,8 @@ def seed_everything(seed, torch_deterministic):
 def start(args, envs, checkpoint, agent, optimizers, rng):
     """Reset all environments or, given a checkpoint, restore everything it holds.
 
-    Prints a note if the environments hold something that a checkpoint can't.
+    Prints a note if the environments hold something that a checkpoint can't, and warns of what keeps an agent from
+    learning in them.
 
     Args:
         args: has seed; environment i is reset with seed + i.
@@ -85,6 +86,8 @@ def start(args, envs, checkpoint, agent, optimizers, rng):
         next_obs = set_state(checkpoint, agent, optimizers, envs, rng, args.seed)
     if unsaved := envs[0].unsaved():
         print(f"note: {unsaved}, which a checkpoint can't hold: --resume will begin a new episode")
+    for line in warnings_of(args, envs[0]):
+        print(f"warning: {line}", file=sys.stderr)
     return next_obs
 
 
@@ -234,13 +237,14 @@ def model_of(args, agent, env_states):
     """Return what a saved model holds, as plain data and tensors.
 
     Args:
-        args: has env_id, norm_obs and state_std.
+        args: has env_id, env_kwargs, norm_obs and state_std.
         agent: the agent's state_dict.
         env_states: NormalizedEnv.get_state() of each environment.
     """
     return {
         "format": CHECKPOINT_FORMAT,
         "env_id": args.env_id,
+        "env_kwargs": args.env_kwargs,
         "norm_obs": args.norm_obs,
         "state_std": args.state_std,
         "agent": agent,
@@ -255,7 +259,8 @@ def load_model(path):
         path: the saved model's file, or the folder of a run.
 
     Returns:
-        A dict with env_id, norm_obs, state_std, agent (its state_dict) and statistics (one dict per environment).
+        A dict with env_id, env_kwargs, norm_obs, state_std, agent (its state_dict) and statistics (one dict per
+        environment).
 
     Ends the program with one line if the path holds neither a model nor a checkpoint, or one of another format.
     """
@@ -269,9 +274,10 @@ def load_model(path):
         if (found := model.get("format", 1)) != CHECKPOINT_FORMAT:
             fail(f"{path}: is in format {found}, this commit reads format {CHECKPOINT_FORMAT}; use its own commit")
         if not models:
-            args = {"state_std": False} | model["args"]
+            args = {"state_std": False, "env_kwargs": ""} | model["args"]
             model = model_of(argparse.Namespace(**args), model["agent"], model["envs"])
-        return {key: model[key] for key in ("env_id", "norm_obs", "state_std", "agent", "statistics")}
+        model.setdefault("env_kwargs", "")  # before it was a flag
+        return {key: model[key] for key in ("env_id", "env_kwargs", "norm_obs", "state_std", "agent", "statistics")}
     except FileNotFoundError:
         fail(f"{path}: there is no such file or folder")
     except Exception as error:  # torch.load raises anything on random bytes
