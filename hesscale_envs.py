@@ -164,12 +164,14 @@ class NormalizedEnv:
         if self.norm_reward:
             self.discounted_return = self.discounted_return * self.gamma * (1 - terminated) + reward
             self.return_rms.update(self.discounted_return)
-            reward = min(max(reward / math.sqrt(self.return_rms.var + 1e-8), -10.0), 10.0)
+            reward = reward / math.sqrt(self.return_rms.var + 1e-8)
+            if not -10.0 <= reward <= 10.0:
+                reward = math.copysign(10.0, reward)
         return self._normalize(obs, action), reward, terminated, truncated
 
     def _normalize(self, returned, action=None):
         try:
-            obs = np.asarray(returned).astype(np.float64, casting="same_kind", copy=False).ravel()
+            obs = np.asarray(returned).astype(np.float64, "K", "same_kind", True, False).ravel()
         except (TypeError, ValueError):
             raise _failure(action, f"returned the observation {_brief(returned)}, which is not numbers") from None
         if obs.size != self.obs_dim:

@@ -241,17 +241,18 @@ class _Saver:
         if isinstance(value, functools.partial):
             return ["partial", number, self.save(value.func), self.save(value.args), self.save(value.keywords)]
         try:
+            if type(value) is object:  # what it is, is all that it says
+                raise TypeError
             made, arguments, state, items, pairs = _parts(value)
         except Exception:
             raise CannotSave(f"a {kind}") from None
-        if isinstance(state, dict):
-            state = ["state", self._named(value, state)]
-        else:
-            state = self.save(state)
+        # in this order, as they are restored: what is met again must have been made before
+        arguments = self.save(arguments)
+        state = ["state", self._named(value, state)] if isinstance(state, dict) else self.save(state)
+        items = [self.save(item) for item in items]
         pairs = [[self.save(k), self.save(v)] for k, v in pairs]
-        name = "" if made is copyreg.__newobj__ else _name(made)
-        saved = [self.save(arguments), state, [self.save(item) for item in items], pairs]
-        return ["made", number, _name(type(value)), name, *saved]
+        made = "" if made is copyreg.__newobj__ else _name(made)
+        return ["made", number, _name(type(value)), made, arguments, state, items, pairs]
 
     def _named(self, owner, attributes):
         saved = {}

@@ -77,9 +77,9 @@ def test_discrete_actions_start_where_the_space_starts():
 @pytest.mark.parametrize("capture_video, recorded", [(True, ["videos/a_run", None, None]), (False, [None] * 3)])
 def test_the_first_of_several_environments_records_videos(monkeypatch, capture_video, recorded):
     folders = []
-    monkeypatch.setattr(hesscale_envs, "make_env", lambda args, video_folder: folders.append(video_folder) or args)
-    args = SimpleNamespace(num_envs=3, capture_video=capture_video)
-    assert make_envs(args, "a_run") == [args] * 3
+    toggle = lambda args, video_folder: folders.append(video_folder) or NormalizedEnv(gym.make("toy_envs:Toggle-v0"), 0.9)  # noqa: E731
+    monkeypatch.setattr(hesscale_envs, "make_env", toggle)
+    assert len(make_envs(SimpleNamespace(num_envs=3, capture_video=capture_video), "a_run")) == 3
     assert folders == recorded
 
 
