@@ -1,6 +1,8 @@
 """NormalizedEnv against gymnasium's own wrappers, to the last bit."""
 
 import io
+import os
+import shutil
 import sys
 import threading
 from types import SimpleNamespace
@@ -11,9 +13,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from test_agents import AGENTS
+from test_runs import args_of as command_line
+from test_runs import evaluate, line, only_run, outcome, run, status
 from toy_envs import Toggle
 
 import hesscale_envs
+import hesscale_run
 import hesscale_state
 from hesscale_envs import (
     ActionNotFinite,
@@ -567,3 +573,79 @@ def test_a_video_is_no_part_of_the_state(tmp_path):
     assert film.env.render_mode == "rgb_array" and plain.env.render_mode is None
     film.close()
     assert list(tmp_path.glob("videos/*.mp4"))
+
+
+# ---- whole runs --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_environment_that_returns_what_is_not_finite_has_failed_and_not_diverged(tmp_path, agent):
+    """A sweep tries a failed run again, and counts a diverged one against the optimizer."""
+    flags = "--env-id toy_envs:Broken-v0 --num-steps 64 --total-timesteps 640 --checkpoint-interval 64".split()
+    code, _, err = run(tmp_path, agent, *flags)
+    assert code == hesscale_run.ERROR
+    assert "toy_envs:Broken-v0: the environment returned the observation array([nan]" in line(err)
+    assert status(only_run(tmp_path))["state"] == "failed" and "to go on: --resume" in line(err)
+
+
+@pytest.mark.parametrize("begun", ["--capture-video", "--no-capture-video"])
+def test_a_run_with_videos_goes_on_bit_for_bit(tmp_path, monkeypatch, begun):
+    monkeypatch.chdir(tmp_path)
+    kept, write = [], hesscale_run.write_atomically
+
+    def keep(path, content, **options):
+        write(path, content, **options)
+        if path.endswith("checkpoint.pt"):
+            kept.append(shutil.copytree(os.path.dirname(path), tmp_path / f"kept{len(kept)}"))
+
+    monkeypatch.setattr(hesscale_run, "write_atomically", keep)
+    flags = (
+        "--env-id toy_envs:Film-v0 --num-steps 64 --total-timesteps 384 --checkpoint-interval 128 --save-model".split()
+    )
+    AGENTS["a2c"].main(command_line("a2c", *flags, begun))
+    expected = outcome(only_run(tmp_path))
+    assert os.path.exists("videos") == (begun == "--capture-video")
+    shutil.rmtree("videos", ignore_errors=True)
+    monkeypatch.setattr(hesscale_run, "write_atomically", write)
+    AGENTS["a2c"].main(command_line("a2c", "--resume", str(kept[0]), "--capture-video"))
+    assert outcome(kept[0]) == expected
+    assert list(tmp_path.glob("videos/*/*.mp4"))
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_environment_that_raises_in_close_costs_no_result(tmp_path, agent):
+    flags = "--env-id toy_envs:Closes-v0 --num-steps 64 --total-timesteps 128 --num-envs 2 --save-model".split()
+    code, _, err = run(tmp_path, agent, *flags)
+    warning = "warning: the environment raised in close: RuntimeError('it will not close')"
+    assert code == 0 and err.splitlines() == [warning] * 2
+    assert status(only_run(tmp_path))["state"] == "finished"
+    code, out, err = evaluate(tmp_path, only_run(tmp_path), "--episodes", 2)
+    assert code == 0 and "2 episodes, most likely actions: return" in out and err == f"{warning}\n"
+
+
+def test_an_agent_is_evaluated_in_the_environment_that_it_was_trained_in(tmp_path):
+    """A Toggle's episode is three steps long where it terminates; else the 7 of its limit."""
+    kwargs = "terminates=False,max_episode_steps=7"
+    flags = "--env-id toy_envs:Toggle-v1 --num-steps 64 --total-timesteps 128 --save-model".split()
+    assert run(tmp_path, "a2c", *flags, "--env-kwargs", kwargs)[0] == 0
+    folder = only_run(tmp_path)
+    assert status(folder)["args"]["env_kwargs"] == hesscale_run.load_model(folder)["env_kwargs"] == kwargs
+    for more, steps in (([], 7), (["--env-kwargs", ""], 3), (["--env-kwargs=max_episode_steps=2"], 2)):
+        code, out, err = evaluate(tmp_path, folder, "--episodes", 1, *more)
+        assert code == 0 and f", {steps} steps" in out, err
+    code, out, err = evaluate(tmp_path, folder, "--episodes", 1, "--env-id", "toy_envs:Toggle-v0")
+    assert code == 0 and ", 3 steps" in out, err  # the other environment's own limit
+    code, _, err = evaluate(tmp_path, folder, "--env-kwargs", "colour=red")
+    assert code == 1 and "--env-kwargs colour=red: " in line(err)
+
+
+def test_arguments_of_the_environment_tell_runs_apart():
+    one, same, other = (command_line("ppo", "--env-kwargs", text) for text in ("a=1", "a=1", "a=2"))
+    keys = [hesscale_run.identity("ppo_hesscale.py", vars(args)) for args in (one, same, other)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_warning_of_what_may_not_be_learned_is_one_line(tmp_path):
+    flags = "--env-id toy_envs:Toggle-v0 --num-steps 64 --total-timesteps 128 --num-envs 2 --gamma 1".split()
+    code, _, err = run(tmp_path, "a2c", *flags)
+    assert code == 0 and err.startswith("warning: --gamma 1: ") and len(err.splitlines()) == 1

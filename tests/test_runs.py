@@ -342,7 +342,6 @@ def test_a_killed_run_is_known_by_its_lock(tmp_path):
 @pytest.mark.parametrize(
     "run, flags, quantity",
     [
-        (run, "--env-id toy_envs:Broken-v0", "observations not finite"),
         (run, "--env-id Hopper-v4 --learning-rate 1e6", "not finite"),
         (run, "--env-id toy_envs:Shapes-v0 --learning-rate 1e38", "not finite"),  # it raises on such actions
         (run_process, "--env-id Hopper-v4 --learning-rate 1e30", "not finite"),

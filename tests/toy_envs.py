@@ -115,6 +115,13 @@ class Opaque(Toggle):
         self.engine = object()
 
 
+class Closes(Toggle):
+    """Raises when it is closed."""
+
+    def close(self):
+        raise RuntimeError("it will not close")
+
+
 class Drift(gym.Env):
     """Has state of every kind that can be saved: numbers, arrays, a nested container, a generator of its own.
 
@@ -360,6 +367,7 @@ gym.register("Many-v0", Many, max_episode_steps=10)
 gym.register("Raises-v0", Raises)
 gym.register("Slow-v0", Slow, max_episode_steps=3)
 gym.register("Opaque-v0", Opaque, max_episode_steps=3)
+gym.register("Closes-v0", Closes, max_episode_steps=3)
 gym.register("Drift-v0", Drift, max_episode_steps=60)
 gym.register("Walk-v0", Walk, max_episode_steps=5)
 gym.register("Walk-v1", Walk, kwargs={"choices": True}, max_episode_steps=5)
