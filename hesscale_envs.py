@@ -227,19 +227,19 @@ class NormalizedEnv:
         If the episode could not be saved or restored, start a new one with `seed` and return its first observation.
         Either way the observation is float32 [obs_dim].
         """
-        layers = state["layers"]
-        if layers is not None:
+        problem = None if state["layers"] is not None else "was not saved"
+        if problem is None:
             try:
-                hesscale_state.restore(layers, self._recorded())
+                hesscale_state.restore(state["layers"], self._recorded())
             except Exception as error:
-                print(f"note: {error!r} can't be restored: a new episode begins")
-                layers = None
+                problem = f"can't be restored ({error!r})"
         if isinstance(self.env, gym.wrappers.RecordVideo):
             self.env.recorded_frames.clear()  # of the episode that reset began
         self.obs_rms.set_state(state["statistics"]["obs"])
         self.return_rms.set_state(state["statistics"]["return"])
         self.discounted_return = state["discounted_return"]
-        if layers is None:
+        if problem is not None:
+            print(f"note: the environment's state {problem}, so a new episode begins")
             return self.reset(seed)
         self.episode_return, self.episode_length = state["episode"]
         self.obs = from_plain(state["obs"])

@@ -237,14 +237,14 @@ def model_of(args, agent, env_states):
     """Return what a saved model holds, as plain data and tensors.
 
     Args:
-        args: has env_id, env_kwargs, norm_obs and state_std.
+        args: has env_id, norm_obs and state_std, and may have env_kwargs.
         agent: the agent's state_dict.
         env_states: NormalizedEnv.get_state() of each environment.
     """
     return {
         "format": CHECKPOINT_FORMAT,
         "env_id": args.env_id,
-        "env_kwargs": args.env_kwargs,
+        "env_kwargs": getattr(args, "env_kwargs", ""),
         "norm_obs": args.norm_obs,
         "state_std": args.state_std,
         "agent": agent,
@@ -274,7 +274,7 @@ def load_model(path):
         if (found := model.get("format", 1)) != CHECKPOINT_FORMAT:
             fail(f"{path}: is in format {found}, this commit reads format {CHECKPOINT_FORMAT}; use its own commit")
         if not models:
-            args = {"state_std": False, "env_kwargs": ""} | model["args"]
+            args = {"state_std": False} | model["args"]
             model = model_of(argparse.Namespace(**args), model["agent"], model["envs"])
         model.setdefault("env_kwargs", "")  # before it was a flag
         return {key: model[key] for key in ("env_id", "env_kwargs", "norm_obs", "state_std", "agent", "statistics")}
@@ -347,7 +347,7 @@ def load_checkpoint(args, learning_rates):
                 file=sys.stderr,
             )
     defaults = type(args)()
-    for name, stored in checkpoint["args"].items():
+    for name, stored in (asdict(defaults) | checkpoint["args"]).items():
         given = getattr(args, name)
         if name not in FREE_FLAGS:
             if given not in (getattr(defaults, name), stored):

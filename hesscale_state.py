@@ -10,9 +10,7 @@ value. Functions are not saved, but what they have enclosed is; what only draws 
 import collections
 import copyreg
 import datetime
-import decimal
 import enum
-import fractions
 import functools
 import io
 import itertools
@@ -28,31 +26,13 @@ import torch
 
 ATOMS = (type(None), bool, int, float, str, bytes)
 FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, type(functools.cache(len)), np.ufunc, type)
-# what may be called by name besides the classes and functions of the environment's own modules
+# Python's own that may be made by name, besides what the environment's modules define
 KNOWN = (
-    *(
-        bool,
-        int,
-        float,
-        complex,
-        str,
-        bytes,
-        bytearray,
-        tuple,
-        list,
-        dict,
-        set,
-        frozenset,
-        range,
-        slice,
-        iter,
-        reversed,
-    ),
-    *(collections.deque, collections.OrderedDict, collections.defaultdict, collections.Counter, random.Random),
-    *(itertools.count, itertools.cycle, itertools.repeat, fractions.Fraction, decimal.Decimal),
-    *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone),
-    *(pathlib.PosixPath, pathlib.PurePosixPath, types.SimpleNamespace),
-)
+    bool, int, float, complex, str, bytes, bytearray, tuple, list, dict, set, frozenset, range, slice, iter,
+    collections.deque, collections.OrderedDict, collections.defaultdict, collections.Counter, types.SimpleNamespace,
+    datetime.datetime, datetime.date, datetime.time, datetime.timedelta, itertools.count, itertools.cycle,
+    pathlib.PosixPath, random.Random,
+)  # fmt: skip
 BITS = {name: getattr(np.random, name) for name in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")}
 
 
@@ -103,16 +83,19 @@ def _named(name, counterpart=None):
     """
     if _name(counterpart) == name:
         return counterpart
+    if name in map(_name, KNOWN):
+        return _known(name)
     module, _, path = name.partition(":")
-    for known in KNOWN:
-        if _name(known) == name:
-            return known
     found = sys.modules.get(module)
     for attribute in path.split("."):
         found = getattr(found, attribute, None)
     if not isinstance(found, FUNCTIONS) or _name(found) != name or module.split(".")[0] in sys.stdlib_module_names:
         raise CannotRestore(f"{path} of {module}")
     return found
+
+
+def _known(name):
+    return next(known for known in KNOWN if _name(known) == name)
 
 
 def _is_left(value):
@@ -294,9 +277,9 @@ class _Saver:
         base = value
         while type(base.base) is np.ndarray:
             base = base.base
-        if base.base is not None:  # memory that is not numpy's
+        if type(base.base).__name__ == "PyCapsule":  # the memory of MuJoCo, or of another simulator in C
             return ["memory", number, _to_bytes(value)]
-        if base is value or not base.flags.forc:
+        if base is value or base.base is not None or not base.flags.forc:
             return ["array", number, _to_bytes(value)]
         offset = value.__array_interface__["data"][0] - base.__array_interface__["data"][0]
         dtype = _to_bytes(np.empty(0, value.dtype))
@@ -312,6 +295,7 @@ class _Restorer:
 
     def __init__(self):
         self.objects = {}  # by number
+        self.taken = set()  # ids of those that stay what they are
 
     def restore(self, saved, old=None):
         if not isinstance(saved, list):
@@ -322,6 +306,12 @@ class _Restorer:
     def _keep(self, number, value):
         self.objects[number] = value
         return value
+
+    def _stay(self, number, value):
+        if id(value) in self.taken:
+            raise CannotRestore(f"{type(value).__name__}, which stands for two")
+        self.taken.add(id(value))
+        return self._keep(number, value)
 
     def _all(self, saved, old):
         old = old if isinstance(old, (list, tuple)) else ()
@@ -373,7 +363,7 @@ class _Restorer:
     def _in_place(self, old, number, name, attributes):
         if _name(type(old)) != name:
             raise CannotRestore(name.partition(":")[2])
-        own, olds = vars(self._keep(number, old)), _attributes(old)
+        own, olds = vars(self._stay(number, old)), _attributes(old)
         for key, saved in attributes.items():
             value = self.restore(saved, olds.get(key))
             if key not in olds or value is not olds[key]:
@@ -385,8 +375,7 @@ class _Restorer:
 
     def _memory(self, old, number, content):
         new = _from_bytes(content)
-        same = isinstance(old, np.ndarray) and old.flags.writeable and old.base is not None
-        if same and old.shape == new.shape and old.dtype == new.dtype:
+        if isinstance(old, np.ndarray) and (old.shape, old.dtype) == (new.shape, new.dtype) and old.flags.writeable:
             old[...] = new
             new = old
         return self._keep(number, new)
@@ -432,18 +421,20 @@ class _Restorer:
 
         if type(old).__name__ != "MjData":
             raise CannotRestore("MjData")
+        self._stay(number, old)
         mujoco.mj_setState(old.model, old, state.numpy(), mujoco.mjtState.mjSTATE_INTEGRATION)
         self._fill(_mujoco_arrays(old), self.restore(arrays))
-        return self._keep(number, old)
+        return old
 
     def _mujoco_model(self, old, number, arrays, options):
         if type(old).__name__ != "MjModel":
             raise CannotRestore("MjModel")
+        self._stay(number, old)
         own = {**_mujoco_arrays(old), **{f"opt.{k}": a for k, a in _mujoco_arrays(old.opt).items()}}
         self._fill(own, self.restore(arrays))
         for name, value in self.restore(options).items():
             setattr(old.opt, name, value)
-        return self._keep(number, old)
+        return old
 
     def _fill(self, arrays, saved):
         for name, array in saved.items():
@@ -469,7 +460,7 @@ class _Restorer:
         olds = (None,) * 5
         if _name(type(old)) == class_name:
             olds = _parts(old)
-        function = _named(function_name) if function_name else _named(class_name, type(old)).__new__
+        function = _known(function_name) if function_name else _named(class_name, type(old)).__new__
         arguments = self.restore(arguments, olds[1])
         if not function_name:
             arguments = (_named(class_name, type(old)), *arguments)

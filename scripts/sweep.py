@@ -521,8 +521,8 @@ def main():
     cells = read_cells(args.grids, given)
     if args.cells is not None:
         cells = dict(list(cells.items())[slice(*args.cells)])
-    for args_of_env in {(cell.args.env_id, cell.args.env_kwargs): cell.args for cell in cells.values()}.values():
-        make_env(args_of_env).close()
+    for one in {(c.args.env_id, getattr(c.args, "env_kwargs", "")): c.args for c in cells.values()}.values():
+        make_env(one).close()
 
     every = find_runs()
     runs = {key: every[key] for key in cells if key in every}

@@ -544,6 +544,8 @@ def test_a_checkpoint_gets_no_function_of_python_by_its_name(name):
         hesscale_state.restore(["function", 0, name, []], None)
     with pytest.raises(hesscale_state.CannotRestore):
         hesscale_state.restore(["made", 0, name, "", ["tuple", []], None, [], []], None)
+    with pytest.raises(StopIteration):
+        hesscale_state.restore(["made", 0, "builtins:list", "numpy:load", ["tuple", ["a.npy"]], None, [], []], None)
 
 
 def test_what_can_not_be_restored_begins_a_new_episode(capsys):
@@ -554,7 +556,7 @@ def test_what_can_not_be_restored_begins_a_new_episode(capsys):
     state["layers"] = ["in_place", 0, "gone:Gone", {}]
     other.reset(seed=0)
     other.set_state(state, seed=1)
-    assert "can't be restored: a new episode begins" in capsys.readouterr().out
+    assert "state can't be restored (CannotRestore('Gone')), so a new episode begins" in capsys.readouterr().out
     assert other.episode_length == 0 and other.obs_rms.count == count + 1
 
 
