@@ -1,6 +1,7 @@
 """NormalizedEnv against gymnasium's own wrappers, to the last bit."""
 
 import io
+import json
 import os
 import shutil
 import sys
@@ -548,6 +549,13 @@ def test_a_checkpoint_gets_no_function_of_python_by_its_name(name):
         hesscale_state.restore(["made", 0, "builtins:list", "numpy:load", ["tuple", ["a.npy"]], None, [], []], None)
 
 
+def test_one_counterpart_is_not_restored_as_two():
+    one, two = Toggle(), Toggle()
+    one.parts, two.parts = [Toggle(), Toggle()], [Toggle()] * 2
+    with pytest.raises(hesscale_state.CannotRestore, match="Toggle, which stands for two"):
+        hesscale_state.restore(hesscale_state.save(one), two)
+
+
 def test_what_can_not_be_restored_begins_a_new_episode(capsys):
     env, other = (NormalizedEnv(Toggle(), 0.9) for _ in range(2))
     env.reset(seed=0)
@@ -645,6 +653,18 @@ def test_arguments_of_the_environment_tell_runs_apart():
     one, same, other = (command_line("ppo", "--env-kwargs", text) for text in ("a=1", "a=1", "a=2"))
     keys = [hesscale_run.identity("ppo_hesscale.py", vars(args)) for args in (one, same, other)]
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_an_older_run_had_no_arguments_for_its_environment(tmp_path):
+    args = vars(command_line("a2c"))
+    del args["env_kwargs"]
+    torch.save({"format": hesscale_run.CHECKPOINT_FORMAT, "args": args, "step": 64}, tmp_path / "checkpoint.pt")
+    about = {"state": "running", "step": 64, "versions": {}, "start": "", "resumed_at": []}
+    (tmp_path / "status.json").write_text(json.dumps(about | {"script": "a2c_hesscale.py", "args": args}))
+    rates = AGENTS["a2c"].LEARNING_RATES
+    assert hesscale_run.load_checkpoint(command_line("a2c", "--resume", str(tmp_path)), rates)["step"] == 64
+    with pytest.raises(SystemExit, match="--env-kwargs a=1: the run in"):
+        hesscale_run.load_checkpoint(command_line("a2c", "--resume", str(tmp_path), "--env-kwargs", "a=1"), rates)
 
 
 def test_a_warning_of_what_may_not_be_learned_is_one_line(tmp_path):
