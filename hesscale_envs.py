@@ -150,7 +150,7 @@ class NormalizedEnv:
         except (TypeError, ValueError):
             wanted = "(observation, reward, terminated, truncated, info)"
             raise _failure(action, f"returned {_brief(returned)} from step, not {wanted}") from None
-        # 0.1 us for these three checks, and 0.3 for _normalize's
+        # these three checks and _normalize's two take 0.6 us of a step's 170
         reward = float(reward) if isinstance(reward, float) else _number(reward)
         if not abs(reward) < self.largest_reward:
             raise _failure(action, f"returned the reward {_brief(returned[1])} from step, which is no finite number")
@@ -365,7 +365,7 @@ def make_env(args, video_folder=None, video_trigger=None):
             warnings.simplefilter("ignore", DeprecationWarning)
             env = gym.make(env_id, **kwargs)
     except (Exception, SystemExit) as error:  # a gym.error.Error, or whatever the environment's own constructor raises
-        fail(f"{flags}: {error or repr(error)}")
+        fail(f"{flags}: {str(error) or repr(error)}")
     actions, observations = env.action_space, env.observation_space
     if not isinstance(actions, (gym.spaces.Box, gym.spaces.Discrete)):
         fail(f"--env-id {env_id} has the action space {actions}; supported: Box and Discrete")
