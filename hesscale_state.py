@@ -72,8 +72,9 @@ class CannotRestore(ValueError):
 
 
 def _name(thing):
-    """Return where a class or function is defined."""
-    return f"{getattr(thing, '__module__', None)}:{getattr(thing, '__qualname__', thing)}"
+    """Return where a class or function is defined; a lambda's line tells it from others."""
+    name = f"{getattr(thing, '__module__', None)}:{getattr(thing, '__qualname__', thing)}"
+    return f"{name} of line {thing.__code__.co_firstlineno}" if name.endswith("<lambda>") else name
 
 
 def _named(name, counterpart=None):
@@ -442,7 +443,7 @@ class _Restorer:
                 arrays[name][...] = array
 
     def _function(self, old, number, name, cells):
-        new = self._keep(number, _named(name, old))
+        new = (self._stay if cells else self._keep)(number, _named(name, old))
         for cell, saved in zip(getattr(new, "__closure__", None) or (), cells, strict=True):
             for content in saved:
                 cell.cell_contents = self.restore(content, cell.cell_contents)

@@ -549,6 +549,20 @@ def test_a_checkpoint_gets_no_function_of_python_by_its_name(name):
         hesscale_state.restore(["made", 0, "builtins:list", "numpy:load", ["tuple", ["a.npy"]], None, [], []], None)
 
 
+def test_another_lambda_is_no_counterpart():
+    """It looks the same by its name, and would do something else without a word."""
+    one, two = Toggle(), Toggle()
+    ways = [
+        lambda: 1,
+        lambda: 2,
+    ]
+    one.way, two.way = ways
+    with pytest.raises(hesscale_state.CannotRestore, match="lambda"):
+        hesscale_state.restore(hesscale_state.save(one), two)
+    two.way = ways[0]
+    assert hesscale_state.restore(hesscale_state.save(one), two).way() == 1
+
+
 def test_one_counterpart_is_not_restored_as_two():
     one, two = Toggle(), Toggle()
     one.parts, two.parts = [Toggle(), Toggle()], [Toggle()] * 2
