@@ -39,7 +39,7 @@ ERROR, DIVERGED, INTERRUPTED = 1, 3, 75  # 75 is EX_TEMPFAIL of sysexits.h: run 
 
 # ---- checkpoints -------------------------------------------------------------------------------------------
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 # flags that may differ when a run is resumed
 FREE_FLAGS = (
     "resume",

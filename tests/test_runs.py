@@ -257,7 +257,7 @@ def test_an_environment_that_cannot_be_saved_says_so_and_begins_a_new_episode(tm
     flags = "--env-id toy_envs:Opaque-v0 --num-steps 64 --total-timesteps 640 --checkpoint-interval 64".split()
     code, out, _ = run(tmp_path, "a2c", *flags)
     assert code == 0
-    assert "note: Opaque.engine is a object, which a checkpoint can't hold" in out
+    assert "note: Opaque.engine is a lock (cannot pickle '_thread.lock' object), which a checkpoint can't hold" in out
     env = NormalizedEnv(AGENTS["ppo"].Args and make_env(AGENTS["ppo"].Args(env_id="toy_envs:Opaque-v0")).env, 0.9)
     env.reset(seed=1)
     env.step(np.zeros(1, np.float32))

@@ -6,6 +6,7 @@ import datetime
 import enum
 import functools
 import random
+import threading
 import time
 from collections import OrderedDict, defaultdict, deque
 from typing import NamedTuple
@@ -111,7 +112,7 @@ class Opaque(Toggle):
 
     def __init__(self):
         super().__init__()
-        self.engine = object()
+        self.engine = threading.Lock()
 
 
 class Closes(Toggle):
