@@ -81,6 +81,8 @@ class Args:
     # Algorithm specific arguments
     env_id: str = "Hopper-v4"
     """the id of the environment"""
+    env_kwargs: str = ""
+    """arguments of the environment, as in `map_name=8x8,is_slippery=False`: Python literals or words"""
     total_timesteps: int = 1_000_000
     """total timesteps of the experiment"""
     optimizer: str = "scaled-adahesscale"
@@ -239,8 +241,8 @@ def update(args, agent, optimizers, batch, history, global_step):
     pg = policy_gradient_loss(policy, to_batch(batch.actions), to_batch(advantages), args.ent_coef)
     v = value_loss(value, to_batch(returns.reshape(-1, 1)))
     if not math.isfinite(to_numpy(pg.loss + v.loss)):
-        names = dict(observations=batch.obs, actions=pg.log_prob, rewards=batch.rewards, advantages=advantages)
-        check_finite(args, global_step, **names, policy_loss=pg.loss, value_loss=v.loss)
+        names = dict(actions=pg.log_prob, advantages=advantages, policy_loss=pg.loss, value_loss=v.loss)
+        check_finite(args, global_step, **names)
 
     # their derivatives with respect to every parameter, and a step of each network
     if by_autograd:

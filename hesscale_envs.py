@@ -1,23 +1,26 @@
 """Environments: making them, normalizing observations and rewards, saving and restoring their state."""
 
+import ast
 import math
 import os
+import random
+import re
 import sys
 import warnings
 
 import gymnasium as gym
 import numpy as np
-import torch
 
+import hesscale_state
 from hesscale_utils import fail, file_name, from_plain, to_plain
 
 
 class EnvironmentFailed(Exception):
-    """An environment raised an exception in reset or step."""
+    """An environment raised an exception in reset or step, or returned what is no observation, reward or flag."""
 
 
 class ActionNotFinite(EnvironmentFailed):
-    """An environment raised an exception in step, and its action was not finite."""
+    """An environment failed in step, and its action was not finite or beyond 1e19: the agent is the reason."""
 
 
 class RunningMeanStd:
@@ -87,6 +90,11 @@ class NormalizedEnv:
         # constants as vectors, because numpy takes twice as long to broadcast a number
         self.obs_low, self.obs_high = np.full((2, self.obs_dim), [[-10], [10]], np.float32)
         self.eps = np.full(self.obs_dim, 1e-8)
+        self.rounds = not self.discrete and not np.issubdtype(env.action_space.dtype, np.floating)
+        # what is larger has a variance that overflows, or without normalization no float32
+        largest_float32 = float(np.finfo(np.float32).max)
+        self.largest_square = 1e280 if norm_obs else largest_float32**2
+        self.largest_reward = 1e140 if norm_reward else largest_float32
         self.discounted_return = self.episode_return = 0.0
         self.episode_length = 0
         self.obs = None
@@ -94,50 +102,85 @@ class NormalizedEnv:
     def reset(self, seed=None):
         """Start an episode and return its first observation, float32 [obs_dim].
 
+        A seed is the spaces' too, for an environment may sample from them.
+
         Raises:
-            EnvironmentFailed: the environment raised an exception.
+            EnvironmentFailed: the environment raised an exception, or returned something else than an observation.
         """
         self.episode_return, self.episode_length = 0.0, 0
         try:
-            obs, _ = self.env.reset(seed=seed)
-        except Exception as error:
+            if seed is not None:
+                for layer in _layers(self.env):
+                    layer.action_space.seed(seed)
+                    layer.observation_space.seed(seed)
+            returned = self.env.reset(seed=seed)
+        except (Exception, SystemExit) as error:
             raise EnvironmentFailed(f"the environment raised in reset: {error!r}") from error
-        return self._normalize(obs)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise EnvironmentFailed(f"the environment returned {_brief(returned)} from reset, not (observation, info)")
+        return self._normalize(returned[0])
 
     def step(self, action):
         """Take one step.
 
         Args:
-            action: float32 [action_dim], clipped to the action space's bounds; or a choice in [0, action_dim).
+            action: float32 [action_dim], clipped to the action space's bounds and rounded if its numbers are integers;
+                or a choice in [0, action_dim).
 
         Returns:
             (observation float32 [obs_dim], reward, terminated, truncated)
 
         Raises:
-            EnvironmentFailed: the environment raised an exception; ActionNotFinite if the action can be the reason.
+            EnvironmentFailed: the environment raised an exception, or returned something else than such a tuple with
+                finite numbers; ActionNotFinite if the action can be the reason.
         """
         space = self.action_space
         if self.discrete:
-            action = space.start + action
+            taken = space.start + action
         else:
-            action = np.minimum(np.maximum(action.reshape(self.action_shape), space.low), space.high)
-            action = action.astype(space.dtype, copy=False)
+            taken = np.minimum(np.maximum(action.reshape(self.action_shape), space.low), space.high)
+            if self.rounds:
+                taken = np.rint(taken)
+            taken = taken.astype(space.dtype, copy=False)
         try:
-            obs, reward, terminated, truncated, _ = self.env.step(action)
-        except Exception as error:
-            kind = EnvironmentFailed if np.isfinite(action).all() else ActionNotFinite
-            raise kind(f"the environment raised in step: {error!r}") from error
-        reward = float(reward)
+            returned = self.env.step(taken)
+        except (Exception, SystemExit) as error:
+            raise _failure(action, f"raised in step: {error!r}") from error
+        try:
+            obs, reward, terminated, truncated, _ = returned
+        except (TypeError, ValueError):
+            wanted = "(observation, reward, terminated, truncated, info)"
+            raise _failure(action, f"returned {_brief(returned)} from step, not {wanted}") from None
+        # these three checks and _normalize's two take 0.6 us of a step's 170
+        reward = float(reward) if isinstance(reward, float) else _number(reward)
+        if not abs(reward) < self.largest_reward:
+            raise _failure(action, f"returned the reward {_brief(returned[1])} from step, which is no finite number")
+        if type(terminated) is not bool or type(truncated) is not bool:
+            terminated, truncated = _flag(terminated), _flag(truncated)
+            if terminated is None or truncated is None:
+                flags = f"terminated {_brief(returned[2])} and truncated {_brief(returned[3])}"
+                raise _failure(action, f"returned {flags} from step, which must be True or False")
         self.episode_return += reward
         self.episode_length += 1
         if self.norm_reward:
             self.discounted_return = self.discounted_return * self.gamma * (1 - terminated) + reward
             self.return_rms.update(self.discounted_return)
-            reward = min(max(reward / math.sqrt(self.return_rms.var + 1e-8), -10.0), 10.0)
-        return self._normalize(obs), reward, terminated, truncated
+            reward = reward / math.sqrt(self.return_rms.var + 1e-8)
+            if not -10.0 <= reward <= 10.0:
+                reward = math.copysign(10.0, reward)
+        return self._normalize(obs, action), reward, terminated, truncated
 
-    def _normalize(self, obs):
-        obs = np.asarray(obs, dtype=np.float64).ravel()
+    def _normalize(self, returned, action=None):
+        try:
+            obs = np.asarray(returned).astype(np.float64, "K", "same_kind", True, False).ravel()
+        except (TypeError, ValueError):
+            raise _failure(action, f"returned the observation {_brief(returned)}, which is not numbers") from None
+        if obs.size != self.obs_dim:
+            sizes = f"has {obs.size} numbers, its space {self.obs_dim}"
+            raise _failure(action, f"returned the observation {_brief(returned)}, which {sizes}")
+        # the second condition is for a sum that is too large of entries that are not
+        if not obs.dot(obs) < self.largest_square and not (np.square(obs) <= self.largest_square).all():
+            raise _failure(action, f"returned the observation {_brief(returned)}, which is not finite")
         if self.norm_obs:
             self.obs_rms.update(obs)
             obs = ((obs - self.obs_rms.mean) / np.sqrt(self.obs_rms.var + self.eps)).astype(np.float32)
@@ -147,8 +190,11 @@ class NormalizedEnv:
         return self.obs
 
     def close(self):
-        """Free what the environment holds, and complete its videos."""
-        self.env.close()
+        """Free what the environment holds, and complete its videos; warn on stderr if it raises an exception."""
+        try:
+            self.env.close()
+        except (Exception, SystemExit) as error:
+            print(f"warning: the environment raised in close: {' '.join(repr(error).split())}", file=sys.stderr)
 
     def freeze(self, statistics):
         """Normalize observations by the `statistics` of a saved model, and stop updating them."""
@@ -158,15 +204,15 @@ class NormalizedEnv:
     def unsaved(self):
         """Return a phrase that names what get_state cannot save in the environment, or None if it saves everything."""
         try:
-            self._get_layers()
-        except TypeError as error:
+            hesscale_state.save(self._recorded())
+        except Exception as error:  # the environment's own properties may raise, too
             return str(error)
 
     def get_state(self):
         """Return everything needed to resume, as plain data and tensors; without the episode if `unsaved`."""
         try:
-            layers = self._get_layers()
-        except TypeError:
+            layers = hesscale_state.save(self._recorded())
+        except Exception:
             layers = None
         return {
             "statistics": {"obs": self.obs_rms.get_state(), "return": self.return_rms.get_state()},
@@ -179,30 +225,33 @@ class NormalizedEnv:
     def set_state(self, state, seed):
         """Restore what get_state returned for an equally made environment, and return the observation to continue from.
 
-        If the episode could not be saved, start a new one with `seed` and return its first observation. Either way
-        the observation is float32 [obs_dim].
+        If the episode could not be saved or restored, start a new one with `seed` and return its first observation.
+        Either way the observation is float32 [obs_dim].
         """
+        problem = None if state["layers"] is not None else "was not saved"
+        if problem is None:
+            try:
+                hesscale_state.restore(state["layers"], self._recorded())
+            except Exception as error:
+                problem = f"can't be restored ({error!r})"
+        if isinstance(self.env, gym.wrappers.RecordVideo):
+            self.env.recorded_frames.clear()  # of the episode that reset began
         self.obs_rms.set_state(state["statistics"]["obs"])
         self.return_rms.set_state(state["statistics"]["return"])
         self.discounted_return = state["discounted_return"]
-        if state["layers"] is None:
+        if problem is not None:
+            print(f"note: the environment's state {problem}, so a new episode begins")
             return self.reset(seed)
-        for layer, attributes in zip(_layers(self.env), state["layers"], strict=True):
-            for name, saved in attributes.items():
-                _restore_attribute(layer, name, saved)
         self.episode_return, self.episode_length = state["episode"]
         self.obs = from_plain(state["obs"])
         return self.obs
 
-    def _get_layers(self):
-        """Return {attribute: saved value} for each of the environment's layers."""
-        return [
-            {name: _save_attribute(layer, name, value) for name, value in vars(layer).items() if not _is_fixed(value)}
-            for layer in _layers(self.env)
-        ]
+    def _recorded(self):
+        """Return the environment without the wrapper that records videos, which a resumed run may add or leave out."""
+        return self.env.env if isinstance(self.env, gym.wrappers.RecordVideo) else self.env
 
 
-# ---- saving and restoring ----------------------------------------------------------------------------------
+# ---- checking ----------------------------------------------------------------------------------------------
 
 
 def _layers(env):
@@ -213,57 +262,63 @@ def _layers(env):
     yield env
 
 
-def _is_fixed(value):
-    """Return whether an attribute's value is of a kind that steps never change, or never read."""
-    known = gym.Env, gym.Space, gym.envs.registration.EnvSpec, gym.wrappers.RecordVideo
-    return isinstance(value, known) or type(value).__name__ in ("MjModel", "MujocoRenderer")
+def _failure(action, message):
+    """Return the exception that an environment's failure after `action` is; None stands for a reset."""
+    finite = action is None or (np.abs(action) < 1e19).all()  # where float32 can't hold the square
+    return (EnvironmentFailed if finite else ActionNotFinite)(f"the environment {message}")
 
 
-def _mujoco_arrays(data):
-    """Return {name: array} of what MuJoCo computed from its state, since an observation may read it.
-
-    Humanoid, for example, observes centers of mass. The arrays share memory with `data`.
-    """
-    names = [name for name in dir(data) if name[0] != "_" and not name.startswith("efc_")]
-    return {k: a for k in names if isinstance(a := getattr(data, k), np.ndarray) and a.size and a.dtype == np.float64}
+def _brief(value):
+    """Return a value as a short text on one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _save_attribute(layer, name, value):
-    """Return `value`, the attribute `name` of an environment's layer, as plain data and tensors.
-
-    Raises:
-        TypeError: the value is of a kind that cannot be saved. The message names it.
-    """
-    if isinstance(value, np.random.Generator):
-        return to_plain(value.bit_generator.state)
-    if type(value).__name__ == "MjData":
-        import mujoco
-
-        everything = mujoco.mjtState.mjSTATE_INTEGRATION
-        state = np.empty(mujoco.mj_stateSize(layer.model, everything))
-        mujoco.mj_getState(layer.model, value, state, everything)
-        return {"state": torch.from_numpy(state), "arrays": to_plain(_mujoco_arrays(value))}
+def _number(value):
+    """Return a number, also a numpy scalar or an array with one entry, as a float; NaN if it is anything else."""
     try:
-        return to_plain(value)
-    except TypeError as error:
-        raise TypeError(f"{type(layer).__name__}.{name} is {error}") from None
+        array = np.asarray(value)
+        return float(value if isinstance(value, int) else array.item()) if array.dtype.kind in "biufO" else math.nan
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
-def _restore_attribute(layer, name, saved):
-    """Give the attribute `name` of an environment's layer the value that _save_attribute returned."""
-    value = getattr(layer, name, None)
-    if isinstance(value, np.random.Generator):
-        value.bit_generator.state = from_plain(saved)
-    elif type(value).__name__ == "MjData":
-        import mujoco
+def _flag(value):
+    """Return True or False where `value` means that; None if it is anything else."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    return {0.0: False, 1.0: True}.get(_number(value))
 
-        mujoco.mj_setState(layer.model, value, saved["state"].numpy(), mujoco.mjtState.mjSTATE_INTEGRATION)
-        arrays = _mujoco_arrays(value)
-        for key, array in from_plain(saved["arrays"]).items():
-            if key in arrays and arrays[key].shape == array.shape:  # the contacts vary, but every step recomputes them
-                arrays[key][...] = array
-    else:
-        setattr(layer, name, from_plain(saved))
+
+def warnings_of(args, env):
+    """Return a line for each reason why an agent may not learn in `env`, a NormalizedEnv.
+
+    Args:
+        args: has env_id, gamma and norm_reward.
+    """
+    lines = []
+    if not env.discrete:
+        low, high = (np.asarray(bound, np.float64).ravel() for bound in (env.action_space.low, env.action_space.high))
+        share = np.array([_normal_cdf(b) - _normal_cdf(a) for a, b in zip(low, high, strict=True)])
+        far, wide = share < 0.1, (high - low > 100) & (np.maximum(-low, high) < 1e30)  # larger bounds mean none
+        if (far | wide).any():
+            i = int(np.argmax(far | wide))
+            policy = "the policy starts at mean 0 and deviation 1"
+            what = f"{share[i]:.1%} of its actions are in these bounds" if far[i] else "it tries little of this range"
+            lines.append(
+                f"--env-id {args.env_id}: action {i} is in [{low[i]:g}, {high[i]:g}], but {policy}, so {what} and it "
+                "may not learn; register the environment with gymnasium.wrappers.RescaleAction to [-1, 1]"
+            )
+    if args.norm_reward and args.gamma > 0.9999:
+        lines.append(
+            f"--gamma {args.gamma:g}: the discounted return, whose deviation divides the rewards, grows through all "
+            "truncated episodes, and the rewards shrink to nothing; give a smaller one, or --no-norm-reward"
+        )
+    return lines
+
+
+def _normal_cdf(x):
+    return (1 + math.erf(x / math.sqrt(2))) / 2
 
 
 # ---- playing -----------------------------------------------------------------------------------------------
@@ -289,20 +344,48 @@ def play_episode(agent, env, seed=None, rng=None, max_steps=100_000):
 # ---- making ------------------------------------------------------------------------------------------------
 
 
+def read_env_kwargs(text):
+    """Return the arguments that `text`, as in "map_name=8x8,is_slippery=False", gives an environment, as a dict.
+
+    A value is a Python literal or, without brackets and quotes, a word. Ends the program with one line if it can't be
+    read.
+    """
+    kwargs = {}
+    for part in re.split(r",(?=\s*\w+\s*=(?!=))", text) if text.strip() else ():
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not name.isidentifier() or not equals:
+            fail(f"--env-kwargs {text}: {part!r} is not name=value")
+        if name in kwargs:
+            fail(f"--env-kwargs {text}: gives {name} twice")
+        try:
+            kwargs[name] = (
+                {"true": True, "false": False}[value] if value in ("true", "false") else ast.literal_eval(value)
+            )
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            if not value or re.search(r"[\[\](){}'\",=]", value):
+                fail(f"--env-kwargs {text}: the value of {name} is neither a Python literal nor a word")
+            kwargs[name] = float(value) if value in ("inf", "-inf") else value
+    return kwargs
+
+
 def make_env(args, video_folder=None, video_trigger=None):
     """Make a NormalizedEnv of args.env_id, or end the program with one line that says why it cannot be made.
 
     Args:
-        args: has env_id, gamma, norm_obs and norm_reward.
+        args: has env_id, gamma, norm_obs and norm_reward, and may have env_kwargs.
         video_folder: where to record videos; None records none.
         video_trigger: function from an episode's number to whether to record it; None for gymnasium's choice.
     """
-    env_id = args.env_id
+    env_id, text = args.env_id, getattr(args, "env_kwargs", "")
+    kwargs, flags = read_env_kwargs(text), f"--env-id {env_id}" + f" --env-kwargs {text}" * bool(text)
+    if video_folder and kwargs.setdefault("render_mode", "rgb_array") != "rgb_array":
+        mode = kwargs["render_mode"]
+        fail(f"--env-kwargs {text}: --capture-video needs render_mode=rgb_array, not {mode}; leave one of them out")
     try:
         with warnings.catch_warnings():  # gymnasium calls every -v4 out of date, and the paper uses them
             warnings.simplefilter("ignore", DeprecationWarning)
-            env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
-    except Exception as error:  # a gym.error.Error, or whatever the environment's own constructor raises
+            env = gym.make(env_id, **kwargs)
+    except (Exception, SystemExit) as error:  # a gym.error.Error, or whatever the environment's own constructor raises
         backend = os.environ.get("MUJOCO_GL", "")
         if backend != "disable" and (backend or video_folder):
             # mujoco's import loads the library that MUJOCO_GL names, whether anything will be rendered or not
@@ -313,15 +396,23 @@ def make_env(args, video_folder=None, video_trigger=None):
                 del os.environ["MUJOCO_GL"]
                 os.environ |= before
             return env if video_folder is None else fail_to_render(env_id, error)
-        fail(f"--env-id {env_id}: {error}")
-    if not isinstance(env.action_space, (gym.spaces.Box, gym.spaces.Discrete)):
-        fail(f"--env-id {env_id} has the action space {env.action_space}; supported: Box and Discrete")
+        fail(f"{flags}: {str(error) or repr(error)}")
+    actions, observations = env.action_space, env.observation_space
+    if not isinstance(actions, (gym.spaces.Box, gym.spaces.Discrete)):
+        fail(f"--env-id {env_id} has the action space {actions}; supported: Box and Discrete")
     try:
-        if not isinstance(env.observation_space, gym.spaces.Box):
+        if not isinstance(observations, gym.spaces.Box):
             env = gym.wrappers.FlattenObservation(env)
+        if not isinstance(env.observation_space, gym.spaces.Box):
+            raise ValueError("their size varies")
     except Exception as error:
-        fail(f"--env-id {env_id}: observations {env.observation_space} can't be made a vector: {error}")
+        fail(f"--env-id {env_id}: observations {observations} can't be made a vector: {error}")
+    for name, space in ("actions", actions), ("observations", env.observation_space):
+        if isinstance(space, gym.spaces.Box) and math.prod(space.shape) == 0:
+            fail(f"--env-id {env_id}: {name} {space} have no entries; an agent needs at least one")
     if video_folder:
+        # an environment may draw from the global generators, and a run with videos is the same as one without
+        states = random.getstate(), np.random.get_state()
         try:
             env.reset()
             with warnings.catch_warnings():  # GLFW's, of which the error says as much
@@ -330,6 +421,8 @@ def make_env(args, video_folder=None, video_trigger=None):
             env = gym.wrappers.RecordVideo(env, video_folder, video_trigger)
         except Exception as error:
             fail_to_render(env_id, error)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
     return NormalizedEnv(env, args.gamma, args.norm_obs, args.norm_reward)
 
 
@@ -352,4 +445,7 @@ def fail_to_render(env_id, error):
 def make_envs(args, run_name):
     """Make args.num_envs environments; with args.capture_video, record the first one's videos in videos/{run_name}."""
     videos = f"videos/{file_name(run_name)}" if args.capture_video else None
-    return [make_env(args, videos if i == 0 else None) for i in range(args.num_envs)]
+    envs = [make_env(args, videos if i == 0 else None) for i in range(args.num_envs)]
+    if len({id(env.env.unwrapped) for env in envs}) < len(envs):
+        fail(f"--num-envs {args.num_envs}: {args.env_id} is one object, however often it is made; leave the flag out")
+    return envs

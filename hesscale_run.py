@@ -31,7 +31,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from hesscale_envs import ActionNotFinite, EnvironmentFailed, make_env, play_episode
+from hesscale_envs import ActionNotFinite, EnvironmentFailed, make_env, play_episode, warnings_of
 from hesscale_utils import fail, file_name, from_plain, to_plain
 
 # exit statuses besides 0, which is for a finished run
@@ -43,7 +43,7 @@ NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EI
 
 # ---- checkpoints -------------------------------------------------------------------------------------------
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 # flags that may differ when a run is resumed
 FREE_FLAGS = (
     "resume",
@@ -74,7 +74,8 @@ def start(args, envs, checkpoint, agent, optimizers, rng):
     """Reset all environments or, given a checkpoint, restore everything it holds.
 
     Prints a note if the run will differ from what its arguments say: no GPU, steps that do not make a whole rollout,
-    environments that hold something that a checkpoint can't or are simulated by another MuJoCo.
+    environments that hold something that a checkpoint can't or are simulated by another MuJoCo; and warns of what keeps
+    an agent from learning in them.
 
     Args:
         args: the script's arguments; environment i is reset with seed + i.
@@ -102,6 +103,8 @@ def start(args, envs, checkpoint, agent, optimizers, rng):
         print(f"note: {unsaved}, which a checkpoint can't hold: --resume will begin a new episode")
     if other := other_mujoco(envs[0]):
         print(f"note: {other}")
+    for line in warnings_of(args, envs[0]):
+        print(f"warning: {line}", file=sys.stderr)
     return next_obs
 
 
@@ -309,13 +312,14 @@ def model_of(args, agent, env_states):
     """Return what a saved model holds, as plain data and tensors.
 
     Args:
-        args: has env_id, norm_obs and state_std.
+        args: has env_id, norm_obs and state_std, and may have env_kwargs.
         agent: the agent's state_dict.
         env_states: NormalizedEnv.get_state() of each environment.
     """
     return {
         "format": CHECKPOINT_FORMAT,
         "env_id": args.env_id,
+        "env_kwargs": getattr(args, "env_kwargs", ""),
         "norm_obs": args.norm_obs,
         "state_std": args.state_std,
         "agent": {name: p.cpu() for name, p in agent.items()},  # a GPU's would need one to be read
@@ -330,7 +334,8 @@ def load_model(path):
         path: the saved model's file, or the folder of a run.
 
     Returns:
-        A dict with env_id, norm_obs, state_std, agent (its state_dict) and statistics (one dict per environment).
+        A dict with env_id, env_kwargs, norm_obs, state_std, agent (its state_dict) and statistics (one dict per
+        environment).
 
     The tensors are on the CPU, wherever the run's were. Ends the program with one line if the path holds neither a
     model nor a checkpoint, or one of another format, or an agent that is not finite.
@@ -347,7 +352,8 @@ def load_model(path):
         if not models:
             args = {"state_std": False} | model["args"]
             model = model_of(argparse.Namespace(**args), model["agent"], model["envs"])
-        model = {key: model[key] for key in ("env_id", "norm_obs", "state_std", "agent", "statistics")}
+        model.setdefault("env_kwargs", "")  # before it was a flag
+        model = {key: model[key] for key in ("env_id", "env_kwargs", "norm_obs", "state_std", "agent", "statistics")}
         statistics = {f"{key} of the observations": model["statistics"][0]["obs"][key] for key in ("mean", "var")}
         for name, array in (model["agent"] | statistics).items():
             if not array.isfinite().all():
@@ -425,7 +431,7 @@ def load_checkpoint(args, learning_rates):
                 file=sys.stderr,
             )
     defaults = type(args)()
-    for name, stored in checkpoint["args"].items():
+    for name, stored in (asdict(defaults) | checkpoint["args"]).items():
         given = getattr(args, name)
         if name not in FREE_FLAGS:
             if given not in (getattr(defaults, name), stored):

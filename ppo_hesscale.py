@@ -79,6 +79,8 @@ class Args:
     # Algorithm specific arguments
     env_id: str = "Hopper-v4"
     """the id of the environment"""
+    env_kwargs: str = ""
+    """arguments of the environment, as in `map_name=8x8,is_slippery=False`: Python literals or words"""
     total_timesteps: int = 1_000_000
     """total timesteps of the experiment"""
     optimizer: str = "scaled-adahesscale"
@@ -234,7 +236,7 @@ def rollout(args, agent, envs, next_obs, rng, run):
     if truncated_at:
         next_values[tuple(zip(*truncated_at, strict=True))] = to_numpy(agent.critic(to_net(np.stack(final_obs))))[:, 0]
     advantages = compute_gae(rewards, values, next_values, terminations, dones, args.gamma, args.gae_lambda)
-    check_finite(args, run.step, observations=obs, actions=b_log_probs, rewards=rewards, advantages=advantages)
+    check_finite(args, run.step, actions=b_log_probs, advantages=advantages)
     returns, values = (advantages + values).reshape(-1, 1), values.reshape(-1, 1)
     return Batch(b_obs, b_actions, b_log_probs, returns, values, advantages.reshape(-1))
 

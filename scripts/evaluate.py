@@ -37,6 +37,8 @@ class Args:
     """whether to sample actions from the policy, as in training, instead of taking the most likely ones"""
     env_id: str | None = None
     """the environment to play; left out, the one that the agent was trained on"""
+    env_kwargs: str | None = None
+    """arguments of the environment, as in `map_name=8x8,is_slippery=False`; left out, those it was trained with"""
     seed: int = 1
     """seed of the environment and of the actions"""
     capture_video: bool = False
@@ -66,9 +68,14 @@ def main(args):
     gaussian = any(name == "actor.log_std" or name.startswith("actor_std.") for name in parameters)
     trained_on = weights[0].shape[1], len(weights[-1]), not gaussian
     env_id = args.env_id or model["env_id"]
+    env_kwargs = args.env_kwargs
+    if env_kwargs is None:  # another environment has other arguments
+        env_kwargs = model["env_kwargs"] if env_id == model["env_id"] else ""
     name = os.path.basename(os.path.abspath(args.path)).removesuffix(".pt")
     videos = f"videos/{name}__evaluation" if args.capture_video else None
-    options = argparse.Namespace(env_id=env_id, gamma=1.0, norm_obs=model["norm_obs"], norm_reward=False)
+    options = argparse.Namespace(
+        env_id=env_id, env_kwargs=env_kwargs, gamma=1.0, norm_obs=model["norm_obs"], norm_reward=False
+    )
     env = make_env(options, videos, video_trigger=lambda episode: True)
     found = env.obs_dim, env.action_dim, env.discrete
     if found != trained_on:

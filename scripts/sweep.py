@@ -533,8 +533,8 @@ def main():
     cells = read_cells(args.grids, given)
     if args.cells is not None:
         cells = dict(list(cells.items())[slice(*args.cells)])
-    for env_id in sorted({cell.args.env_id for cell in cells.values()}):
-        make_env(next(cell.args for cell in cells.values() if cell.args.env_id == env_id)).close()
+    for one in {(c.args.env_id, getattr(c.args, "env_kwargs", "")): c.args for c in cells.values()}.values():
+        make_env(one).close()
 
     every = find_runs()
     runs = {key: every[key] for key in cells if key in every}

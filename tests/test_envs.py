@@ -1,13 +1,40 @@
 """NormalizedEnv against gymnasium's own wrappers, to the last bit."""
 
+import io
+import json
+import os
+import shutil
+import sys
+import threading
 from types import SimpleNamespace
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
+from gymnasium import spaces
+from test_agents import AGENTS
+from test_runs import args_of as command_line
+from test_runs import evaluate, line, only_run, outcome, run, status
+from toy_envs import Toggle
 
 import hesscale_envs
-from hesscale_envs import EnvironmentFailed, NormalizedEnv, make_env, make_envs
+import hesscale_run
+import hesscale_state
+from hesscale_envs import (
+    ActionNotFinite,
+    EnvironmentFailed,
+    NormalizedEnv,
+    make_env,
+    make_envs,
+    read_env_kwargs,
+    warnings_of,
+)
+
+
+def args_of(env_id, **flags):
+    return SimpleNamespace(**dict(env_id=env_id, gamma=0.99, norm_obs=True, norm_reward=True) | flags)
 
 
 def cleanrl_env(env_id, gamma):
@@ -77,9 +104,13 @@ def test_discrete_actions_start_where_the_space_starts():
 @pytest.mark.parametrize("capture_video, recorded", [(True, ["videos/a_run", None, None]), (False, [None] * 3)])
 def test_the_first_of_several_environments_records_videos(monkeypatch, capture_video, recorded):
     folders = []
-    monkeypatch.setattr(hesscale_envs, "make_env", lambda args, video_folder: folders.append(video_folder) or args)
-    args = SimpleNamespace(num_envs=3, capture_video=capture_video)
-    assert make_envs(args, "a_run") == [args] * 3
+
+    def toggle(args, video_folder):
+        folders.append(video_folder)
+        return NormalizedEnv(gym.make("toy_envs:Toggle-v0"), 0.9)
+
+    monkeypatch.setattr(hesscale_envs, "make_env", toggle)
+    assert len(make_envs(SimpleNamespace(num_envs=3, capture_video=capture_video), "a_run")) == 3
     assert folders == recorded
 
 
@@ -107,3 +138,534 @@ def test_frozen_statistics_normalize_and_do_not_move():
     expected = np.float32((raw - env.obs_rms.mean) / np.sqrt(env.obs_rms.var + 1e-8))
     np.testing.assert_array_equal(first, np.clip(expected, -10, 10))
     np.testing.assert_array_equal(other.obs_rms.mean, env.obs_rms.mean)
+
+
+# ---- what an environment returns ---------------------------------------------------------------------------
+
+
+def returning(reset=None, **step):
+    """A Toggle whose reset or step returns something else than it should: `reset` or the named parts of a step."""
+
+    class Returning(Toggle):
+        def reset(self, *, seed=None, options=None):
+            obs, info = super().reset(seed=seed)
+            return reset(obs, info) if reset else (obs, info)
+
+        def step(self, action):
+            names = ("obs", "reward", "terminated", "truncated", "info")
+            parts = dict(zip(names, super().step(action), strict=True)) | step
+            return parts["whole"] if "whole" in parts else tuple(parts.values())
+
+    return NormalizedEnv(Returning(), 0.9, norm_obs=False, norm_reward=False)
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.float16, int, np.int8, bool, np.bool_, np.array, torch.tensor,
+                                  lambda x: np.array([x]), lambda x: np.array([[x]], np.float32)])  # fmt: skip
+def test_what_means_a_number_or_a_flag_is_one(kind):
+    env = returning(reward=kind(1), terminated=kind(0), truncated=kind(1))
+    env.reset(seed=0)
+    _, reward, terminated, truncated = env.step(np.zeros(1, np.float32))
+    assert (type(reward), reward) == (float, 1.0) and (terminated, truncated) == (False, True)
+    assert type(terminated) is type(truncated) is bool and env.episode_return == 1.0
+
+
+@pytest.mark.parametrize("obs", [[0.5], (np.float32(0.5),), 0.5, np.array([[0.5]]), torch.tensor([0.5])])
+def test_what_means_an_observation_is_one(obs):
+    env = returning(lambda _, info: (obs, info), obs=obs)
+    for seen in (env.reset(seed=0), env.step(np.zeros(1, np.float32))[0]):
+        np.testing.assert_array_equal(seen, np.float32([0.5]))
+    whole = np.iinfo(np.int64).max
+    assert returning(lambda _, info: ([whole], info)).reset() == np.float32(whole)
+
+
+NOT_OBSERVATIONS = [
+    (np.zeros(2), "which has 2 numbers, its space 1"),
+    (np.zeros(0), "which has 0 numbers, its space 1"),
+    (np.array([np.nan]), "[nan]), which is not finite"),
+    ([-np.inf], "[-inf], which is not finite"),
+    ([1e39], "which is not finite"),  # for a network's float32
+    (None, "the observation None, which is not numbers"),
+    ("0.5", "which is not numbers"),
+    (["0.5"], "which is not numbers"),
+    (np.array([1j]), "which is not numbers"),
+    ({"a": 1.0}, "which is not numbers"),
+    ([[1.0], [1.0, 2.0]], "which is not numbers"),
+    (np.array([None]), "which is not numbers"),
+]
+NOT_STEPS = [
+    *({"obs": obs} | {"message": message} for obs, message in NOT_OBSERVATIONS),
+    *({"reward": r, "message": f"returned the reward {r!r} from step, which is no finite number"}
+      for r in (None, float("nan"), -float("inf"), "1.0", 1e39, 10**60, 1j, [1.0, 2.0], np.float32("nan"))),
+    *({flag: value, "message": f"{flag} {value!r}"}
+      for flag in ("terminated", "truncated") for value in (None, np.nan, 2, "False", np.array([True, False]), [])),
+    {"whole": (np.zeros(1), 0.0, False, {}), "message": "not (observation, reward, terminated, truncated, info)"},
+    {"reward": 10**400, "message": "returned the reward 1000"},
+    {"whole": None, "message": "returned None from step, not"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("obs, message", NOT_OBSERVATIONS)
+def test_what_is_no_observation_is_the_environments_failure_in_reset(obs, message):
+    with pytest.raises(EnvironmentFailed) as caught:
+        returning(lambda _, info: (obs, info)).reset(seed=0)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("returned", [None, np.zeros(1), np.zeros(2), (np.zeros(1),), [np.zeros(1), {}]])
+def test_a_reset_that_returns_no_pair_is_the_environments_failure(returned):
+    with pytest.raises(EnvironmentFailed, match=r"from reset, not \(observation, info\)"):
+        returning(lambda obs, info: returned).reset(seed=0)
+
+
+@pytest.mark.parametrize("step", NOT_STEPS)
+def test_what_is_no_step_is_the_environments_failure_unless_the_action_was_not_finite(step):
+    step = dict(step)
+    message = step.pop("message")
+    env = returning(**step)
+    for action, kind in ((0.0, EnvironmentFailed), (np.nan, ActionNotFinite), (np.inf, ActionNotFinite)):
+        env.reset(seed=0)
+        with pytest.raises(EnvironmentFailed) as caught:
+            env.step(np.full(1, action, np.float32))
+        assert type(caught.value) is kind and message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e200])
+def test_normalization_lets_nothing_pass_that_it_could_not_undo(value):
+    """The running variance would stay infinite, or not a number, to the run's end."""
+    env = NormalizedEnv(gym.make("toy_envs:Shapes-v0"), 0.9)
+    env.reset(seed=0)
+    obs = np.zeros((2, 3))
+    obs[1, 2] = value
+    with pytest.raises(EnvironmentFailed, match="not finite"):
+        env._normalize(obs)
+    assert np.isfinite(env._normalize(np.full((2, 3), 1e130))).all()
+
+
+@pytest.mark.parametrize("method", ["reset", "step"])
+def test_an_environment_that_ends_the_program_has_failed(method):
+    env = returning()
+    env.reset(seed=0)
+    setattr(env.env, method, lambda *args, **kwargs: sys.exit("bye"))
+    with pytest.raises(EnvironmentFailed, match=f"raised in {method}: SystemExit"):
+        env.reset() if method == "reset" else env.step(np.zeros(1, np.float32))
+
+
+def test_an_environment_that_raises_in_close_is_a_warning(capsys):
+    env = returning()
+    for error in (RuntimeError("no\nconnection"), SystemExit(3)):
+        env.env.close = mock.Mock(side_effect=error)
+        env.close()
+        assert capsys.readouterr().err == f"warning: the environment raised in close: {error!r}\n"
+
+
+# ---- spaces ------------------------------------------------------------------------------------------------
+
+
+def with_spaces(monkeypatch, observations=None, actions=None, **flags):
+    """Make an environment with these spaces through make_env."""
+    toggle = Toggle()
+    toggle.observation_space = toggle.observation_space if observations is None else observations
+    toggle.action_space = toggle.action_space if actions is None else actions
+    monkeypatch.setattr(gym, "make", lambda *args, **kwargs: toggle)
+    return make_env(args_of("Toggle-v0", **flags))
+
+
+VECTOR = spaces.Box(-1, 1, (2,))
+
+
+@pytest.mark.parametrize(
+    "space, size",
+    [
+        (spaces.Discrete(4), 4),
+        (spaces.MultiBinary([2, 2]), 4),
+        (spaces.MultiDiscrete([2, 3]), 5),
+        (spaces.Text(3), 3),
+        (spaces.Tuple([VECTOR, spaces.Discrete(3)]), 5),
+        (spaces.OneOf([VECTOR, spaces.Discrete(3)]), 4),
+        (spaces.Dict(a=VECTOR, b=spaces.Dict(c=VECTOR)), 4),
+        (spaces.Box(-1, 1, ()), 1),
+        (spaces.Box(0, 255, (2, 2, 3), np.uint8), 12),
+    ],
+)
+def test_observations_of_every_kind_with_a_size_become_a_vector(monkeypatch, space, size):
+    env = with_spaces(monkeypatch, space)
+    space.seed(0)
+    env.env.unwrapped._obs = space.sample
+    assert env.obs_dim == size and env.reset().shape == (size,)
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Sequence(VECTOR), spaces.Graph(VECTOR, None), spaces.Dict(a=spaces.Sequence(VECTOR)),
+              spaces.Dict(), spaces.Box(0, 1, (0,)), spaces.Box(0, 1, (3, 0))])  # fmt: skip
+def test_observations_without_a_size_are_one_line(monkeypatch, space):
+    with pytest.raises(SystemExit, match=r"^error: --env-id Toggle-v0.*(can't be made a vector|have no entries)"):
+        with_spaces(monkeypatch, space)
+
+
+@pytest.mark.parametrize("space", [spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2), spaces.Tuple([VECTOR]),
+                                   spaces.Dict(a=VECTOR), spaces.Text(3), spaces.Box(0, 1, (0,))])  # fmt: skip
+def test_actions_of_other_kinds_are_one_line(monkeypatch, space):
+    with pytest.raises(SystemExit, match=r"^error: --env-id Toggle-v0.*(supported: Box and Discrete|have no entries)"):
+        with_spaces(monkeypatch, actions=space)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(), (2,), (2, 1)])
+def test_actions_have_the_spaces_shape_and_type_and_are_rounded_to_integers(monkeypatch, dtype, shape):
+    env = with_spaces(monkeypatch, actions=spaces.Box(0, 3, shape, dtype))
+    env.reset()
+    taken = []
+    env.env.step = lambda action: taken.append(action) or (np.zeros(1), 0.0, False, False, {})
+    for action in (-7.0, 0.6, 1.7, 99.0):
+        env.step(np.full(env.action_dim, action, np.float32))
+    expected = [0, 1, 2, 3] if np.issubdtype(dtype, np.integer) else [0, 0.6, 1.7, 3]
+    assert [np.unique(action).item() for action in taken] == pytest.approx(expected)
+    assert all(np.shape(action) == shape and action.dtype == dtype for action in taken)
+
+
+def test_several_environments_that_are_one_object_are_refused(monkeypatch):
+    one = Toggle()
+    monkeypatch.setattr(gym, "make", lambda *args, **kwargs: gym.wrappers.TimeLimit(one, 3))
+    args = args_of("Toggle-v0", num_envs=2, capture_video=False)
+    with pytest.raises(SystemExit, match=r"^error: --num-envs 2: Toggle-v0 is one object"):
+        make_envs(args, "a_run")
+    args.num_envs = 1
+    assert len(make_envs(args, "a_run")) == 1
+
+
+def test_a_seed_is_the_spaces_too(monkeypatch):
+    env, draws = make_env(args_of("toy_envs:Sampler-v0", norm_obs=False, norm_reward=False)), []
+    for _ in range(2):
+        env.reset(seed=5)
+        draws.append([env.step(np.zeros(1, np.float32))[:2] for _ in range(3)])
+    assert repr(draws[0]) == repr(draws[1])
+    env.reset(seed=6)
+    assert repr([env.step(np.zeros(1, np.float32))[:2] for _ in range(3)]) != repr(draws[0])
+
+
+@pytest.mark.parametrize(
+    "low, high, warned",
+    [
+        (-1, 1, False), (-0.4, 0.4, False), (0, 1, False), (-10, 10, False), (-np.inf, np.inf, False),
+        (0, np.inf, False), (-3.4e38, 3.4e38, False), (5, 9, True), (-9, -5, True), (5, np.inf, True),
+        (-5e-4, 5e-4, True), (-500, 500, True), (0, 1000, True),
+    ],
+)  # fmt: skip
+def test_actions_that_a_new_policy_hardly_draws_are_warned_of(low, high, warned):
+    toggle = Toggle()
+    toggle.action_space = spaces.Box(np.float32([-1, low]), np.float32([1, high]))
+    lines = warnings_of(args_of("Toggle-v0"), NormalizedEnv(toggle, 0.9))
+    assert [f"action 1 is in [{low:g}, {high:g}]" in line and "RescaleAction" in line for line in lines] == [
+        True
+    ] * warned
+
+
+@pytest.mark.parametrize("gamma, norm_reward, warned", [(1.0, True, True), (1.0, False, False), (0.999, True, False)])
+def test_returns_that_forget_nothing_are_warned_of(gamma, norm_reward, warned):
+    args = args_of("Toggle-v0", gamma=gamma, norm_reward=norm_reward)
+    lines = warnings_of(args, NormalizedEnv(Toggle(), gamma))
+    assert ["--gamma 1: " in line and "--no-norm-reward" in line for line in lines] == [True] * warned
+
+
+# ---- arguments for the environment -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, kwargs",
+    [
+        ("", {}),
+        ("map_name=8x8,is_slippery=False", {"map_name": "8x8", "is_slippery": False}),
+        (" a = 1 , b=-2.5e-3,c='x, y',d=None", {"a": 1, "b": -2.5e-3, "c": "x, y", "d": None}),
+        ("r=[0.7, 2],s={'k': [1, 2], 'l': (3,)}", {"r": [0.7, 2], "s": {"k": [1, 2], "l": (3,)}}),
+        ("file=./my-robot.xml,on=true,top=inf", {"file": "./my-robot.xml", "on": True, "top": np.inf}),
+        ("code=007,words=a b", {"code": "007", "words": "a b"}),
+    ],
+)  # fmt: skip
+def test_arguments_are_python_literals_or_words(text, kwargs):
+    read = read_env_kwargs(text)
+    assert read == kwargs and list(map(type, read.values())) == list(map(type, kwargs.values()))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("8x8", "'8x8' is not name=value"),
+        ("a=1,8x8", "neither a Python literal nor a word"),
+        ("a=", "the value of a is neither"),
+        ("a=[1,2", "the value of a is neither"),
+        ("a='x", "the value of a is neither"),
+        ("a=1,a=2", "gives a twice"),
+        ("1a=3", "'1a=3' is not name=value"),
+        ('{"a": 1}', "is not name=value"),
+    ],
+)
+def test_unreadable_arguments_are_one_line(text, message):
+    with pytest.raises(SystemExit) as end:
+        make_env(args_of("toy_envs:Toggle-v1", env_kwargs=text))
+    assert str(end.value).startswith(f"error: --env-kwargs {text}: ") and message in str(end.value)
+
+
+def test_arguments_reach_the_environment_or_are_one_line():
+    env = make_env(args_of("toy_envs:Toggle-v1", env_kwargs="terminates=False"))
+    assert env.env.unwrapped.terminates is False
+    assert make_env(args_of("toy_envs:Toggle-v1")).env.unwrapped.terminates is True
+    with pytest.raises(SystemExit, match=r"^error: --env-id toy_envs:Toggle-v1 --env-kwargs colour=red: .*colour"):
+        make_env(args_of("toy_envs:Toggle-v1", env_kwargs="colour=red"))
+
+
+def test_a_way_of_rendering_must_be_the_one_that_videos_need(tmp_path):
+    with pytest.raises(
+        SystemExit, match=r"^error: --env-kwargs render_mode=human: --capture-video needs render_mode=rgb"
+    ):
+        make_env(args_of("toy_envs:Film-v0", env_kwargs="render_mode=human"), tmp_path / "a")
+    for text in ("", "render_mode=rgb_array"):
+        assert make_env(args_of("toy_envs:Film-v0", env_kwargs=text), tmp_path / "a").env.render_mode == "rgb_array"
+    assert make_env(args_of("toy_envs:Film-v0", env_kwargs="render_mode=human")).env.render_mode == "human"
+
+
+# ---- saving and restoring ----------------------------------------------------------------------------------
+
+W = gym.wrappers
+WRAPPERS = {
+    "Discrete": lambda e: e,
+    **{w.__name__: w for w in (W.ClipAction, W.RecordEpisodeStatistics, W.TimeAwareObservation, W.NormalizeObservation,
+                               W.NormalizeReward, W.PassiveEnvChecker, W.Autoreset)},
+    "RescaleAction": lambda e: W.RescaleAction(e, np.float32(-1), np.float32(1)),
+    "RescaleObservation": lambda e: W.RescaleObservation(e, np.float32(-1), np.float32(1)),
+    "FrameStackObservation": lambda e: W.FrameStackObservation(e, 3),
+    "DelayObservation": lambda e: W.DelayObservation(e, 2),
+    "StickyAction": lambda e: W.StickyAction(e, 0.3),
+    "TransformObservation": lambda e: W.TransformObservation(e, lambda obs: 2 * obs, e.observation_space),
+    "Dict": lambda e: W.TransformObservation(e, lambda obs: {"a": obs, "b": -obs}, spaces.Dict(
+        dict.fromkeys("ab", e.observation_space))),
+}  # fmt: skip
+for name, wrap in WRAPPERS.items():
+    gym.register(
+        f"{name}-v0", lambda wrap=wrap, **kwargs: wrap(gym.make("Pendulum-v1", **kwargs)), max_episode_steps=60
+    )
+gym.register(
+    "Added-v0", lambda: gym.make("Pendulum-v1"),
+    additional_wrappers=(W.TimeAwareObservation.wrapper_spec(), W.FrameStackObservation.wrapper_spec(stack_size=2)),
+)  # fmt: skip
+
+
+def play(env, actions):
+    seen = []
+    for action in actions:
+        obs, reward, terminated, truncated = env.step(action)
+        seen += [*obs.tolist(), reward, env.episode_return, env.episode_length, terminated, truncated]
+        if terminated or truncated:
+            seen += env.reset().tolist()
+    return seen
+
+
+@pytest.mark.parametrize("steps", [0, 90])
+@pytest.mark.parametrize(
+    "env_id",
+    [
+        *(f"{name}-v0" for name in WRAPPERS), "Added-v0",
+        *("FrozenLake-v1", "CliffWalking-v1", "Taxi-v4", "Blackjack-v1", "Pendulum-v1", "Reacher-v4", "Humanoid-v5"),
+        *(f"toy_envs:{name}-v0" for name in ("Sampler", "Garage", "Friction", "Shapes", "Film")),
+    ],
+)  # fmt: skip
+def test_an_environment_is_saved_whole(env_id, steps):
+    """A newly made one that takes over goes on with the same numbers, through several episodes."""
+    env, other = (make_env(args_of(env_id)) for _ in range(2))
+    rng = np.random.default_rng(0)
+    count = 200 + steps
+    actions = (
+        rng.integers(env.action_dim, size=count)
+        if env.discrete
+        else rng.normal(size=(count, env.action_dim)).astype(np.float32)
+    )
+    env.reset(seed=1)
+    before = play(env, actions[:steps])
+    assert env.unsaved() is None
+    saved = io.BytesIO()
+    torch.save(env.get_state(), saved)
+    expected = play(env, actions[steps:])
+    other.reset(seed=2)
+    play(other, actions[:7])
+    saved.seek(0)
+    other.set_state(torch.load(saved, weights_only=True), seed=0)
+    assert play(other, actions[steps:]) == expected
+    # and nothing that environments begin with has changed
+    third = make_env(args_of(env_id))
+    third.reset(seed=1)
+    assert play(third, actions) == before + expected
+
+
+def test_what_was_shared_is_shared_again_and_nothing_else_is():
+    class Holder(Toggle):
+        start = np.zeros(2)
+
+        def __init__(self):
+            super().__init__()
+            self.a = self.b = [1]
+            self.c = [1]
+            self.array = np.arange(6.0).reshape(2, 3)
+            self.row, self.columns = self.array[1], self.array.T
+            self.position = self.start
+            self.me = {"self": self}
+            self.wrapped = gym.wrappers.ClipAction(self)
+
+    one, two = Holder(), Holder()
+    one.position = one.position + 1
+    saved = hesscale_state.save(one)
+    assert hesscale_state.restore(saved, two) is two
+    assert two.a is two.b and two.a is not two.c and two.me["self"] is two and two.wrapped.env is two
+    two.array[1] = 7
+    assert (two.row == 7).all() and (two.columns[:, 1] == 7).all()
+    assert (two.position == 1).all() and (Holder.start == 0).all()
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("lock", threading.Lock(), "Toggle.lock is a lock"),
+        (
+            "parts",
+            {"a": [SimpleNamespace(lock=threading.Lock())]},
+            "Toggle.parts is a dict (cannot",
+        ),
+        ("letters", (x for x in "ab"), "Toggle.letters is a generator"),
+        ("file", sys.stdout, "Toggle.file is a "),
+    ],
+)
+def test_what_can_not_be_saved_is_named(name, value, message):
+    toggle = Toggle()
+    setattr(toggle, name, value)
+    env = NormalizedEnv(toggle, 0.9)
+    env.reset(seed=0)
+    assert env.unsaved().startswith(message) and env.get_state()["layers"] is None
+
+
+def test_an_environment_that_lacks_a_part_is_not_restored():
+    one, two = Toggle(), Toggle()
+    one.parts, two.parts = [Toggle(), Toggle()], [Toggle()]
+    with pytest.raises(KeyError, match=r"env\.parts\.1"):
+        hesscale_state.restore(hesscale_state.save(one), two)
+
+
+def test_a_part_that_can_not_be_found_again_is_not_saved():
+    one = Toggle()
+    one.parts = {Toggle()}
+    with pytest.raises(hesscale_state.CannotSave, match=r"Toggle\.parts is a set .*a Toggle where it can't be found"):
+        hesscale_state.save(one)
+
+
+def test_what_can_not_be_restored_begins_a_new_episode(capsys):
+    env, other = (NormalizedEnv(Toggle(), 0.9) for _ in range(2))
+    env.reset(seed=0)
+    env.step(np.zeros(1, np.float32))
+    state, count = env.get_state(), env.obs_rms.count
+    state["layers"] = state["layers"][:-1]
+    other.reset(seed=0)
+    other.set_state(state, seed=1)
+    assert "state can't be restored (UnpicklingError" in capsys.readouterr().out
+    assert other.episode_length == 0 and other.obs_rms.count == count + 1
+
+
+def test_a_video_is_no_part_of_the_state(tmp_path):
+    """A run may be resumed with videos, or without."""
+    plain, film = make_env(args_of("toy_envs:Film-v0")), make_env(args_of("toy_envs:Film-v0"), tmp_path / "videos")
+    actions = np.zeros((30, 1), np.float32)
+    for env in (plain, film):
+        env.reset(seed=3)
+    assert play(plain, actions) == play(film, actions)
+    for env, other in ((plain, film), (film, plain)):
+        state = env.get_state()
+        expected = play(env, actions)
+        other.set_state(state, seed=0)
+        assert play(other, actions) == expected
+    assert film.env.render_mode == "rgb_array" and plain.env.render_mode is None
+    film.close()
+    assert list(tmp_path.glob("videos/*.mp4"))
+
+
+# ---- whole runs --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_environment_that_returns_what_is_not_finite_has_failed_and_not_diverged(tmp_path, agent):
+    """A sweep tries a failed run again, and counts a diverged one against the optimizer."""
+    flags = "--env-id toy_envs:Broken-v0 --num-steps 64 --total-timesteps 640 --checkpoint-interval 64".split()
+    code, _, err = run(tmp_path, agent, *flags)
+    assert code == hesscale_run.ERROR
+    assert "toy_envs:Broken-v0: the environment returned the observation array([nan]" in line(err)
+    assert status(only_run(tmp_path))["state"] == "failed" and "to go on: --resume" in line(err)
+
+
+@pytest.mark.parametrize("begun", ["--capture-video", "--no-capture-video"])
+def test_a_run_with_videos_goes_on_bit_for_bit(tmp_path, monkeypatch, begun):
+    monkeypatch.chdir(tmp_path)
+    kept, write = [], hesscale_run.write_atomically
+
+    def keep(path, content, **options):
+        write(path, content, **options)
+        if path.endswith("checkpoint.pt"):
+            kept.append(shutil.copytree(os.path.dirname(path), tmp_path / f"kept{len(kept)}"))
+
+    monkeypatch.setattr(hesscale_run, "write_atomically", keep)
+    flags = (
+        "--env-id toy_envs:Film-v0 --num-steps 64 --total-timesteps 384 --checkpoint-interval 128 --save-model".split()
+    )
+    AGENTS["a2c"].main(command_line("a2c", *flags, begun))
+    expected = outcome(only_run(tmp_path))
+    assert os.path.exists("videos") == (begun == "--capture-video")
+    shutil.rmtree("videos", ignore_errors=True)
+    monkeypatch.setattr(hesscale_run, "write_atomically", write)
+    AGENTS["a2c"].main(command_line("a2c", "--resume", str(kept[0]), "--capture-video"))
+    assert outcome(kept[0]) == expected
+    assert list(tmp_path.glob("videos/*/*.mp4"))
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_environment_that_raises_in_close_costs_no_result(tmp_path, agent):
+    flags = "--env-id toy_envs:Closes-v0 --num-steps 64 --total-timesteps 128 --num-envs 2 --save-model".split()
+    code, _, err = run(tmp_path, agent, *flags)
+    warning = "warning: the environment raised in close: RuntimeError('it will not close')"
+    assert code == 0 and err.splitlines() == [warning] * 2
+    assert status(only_run(tmp_path))["state"] == "finished"
+    code, out, err = evaluate(tmp_path, only_run(tmp_path), "--episodes", 2)
+    assert code == 0 and "2 episodes, most likely actions: return" in out and err == f"{warning}\n"
+
+
+def test_an_agent_is_evaluated_in_the_environment_that_it_was_trained_in(tmp_path):
+    """A Toggle's episode is three steps long where it terminates; else the 7 of its limit."""
+    kwargs = "terminates=False,max_episode_steps=7"
+    flags = "--env-id toy_envs:Toggle-v1 --num-steps 64 --total-timesteps 128 --save-model".split()
+    assert run(tmp_path, "a2c", *flags, "--env-kwargs", kwargs)[0] == 0
+    folder = only_run(tmp_path)
+    assert status(folder)["args"]["env_kwargs"] == hesscale_run.load_model(folder)["env_kwargs"] == kwargs
+    for more, steps in (([], 7), (["--env-kwargs", ""], 3), (["--env-kwargs=max_episode_steps=2"], 2)):
+        code, out, err = evaluate(tmp_path, folder, "--episodes", 1, *more)
+        assert code == 0 and f", {steps} steps" in out, err
+    code, out, err = evaluate(tmp_path, folder, "--episodes", 1, "--env-id", "toy_envs:Toggle-v0")
+    assert code == 0 and ", 3 steps" in out, err  # the other environment's own limit
+    code, _, err = evaluate(tmp_path, folder, "--env-kwargs", "colour=red")
+    assert code == 1 and "--env-kwargs colour=red: " in line(err)
+
+
+def test_arguments_of_the_environment_tell_runs_apart():
+    one, same, other = (command_line("ppo", "--env-kwargs", text) for text in ("a=1", "a=1", "a=2"))
+    keys = [hesscale_run.identity("ppo_hesscale.py", vars(args)) for args in (one, same, other)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_an_older_run_had_no_arguments_for_its_environment(tmp_path):
+    args = vars(command_line("a2c"))
+    del args["env_kwargs"]
+    torch.save({"format": hesscale_run.CHECKPOINT_FORMAT, "args": args, "step": 64}, tmp_path / "checkpoint.pt")
+    about = {"state": "running", "step": 64, "versions": {}, "start": "", "resumed_at": []}
+    (tmp_path / "status.json").write_text(json.dumps(about | {"script": "a2c_hesscale.py", "args": args}))
+    rates = AGENTS["a2c"].LEARNING_RATES
+    assert hesscale_run.load_checkpoint(command_line("a2c", "--resume", str(tmp_path)), rates)["step"] == 64
+    with pytest.raises(SystemExit, match="--env-kwargs a=1: the run in"):
+        hesscale_run.load_checkpoint(command_line("a2c", "--resume", str(tmp_path), "--env-kwargs", "a=1"), rates)
+
+
+def test_a_warning_of_what_may_not_be_learned_is_one_line(tmp_path):
+    flags = "--env-id toy_envs:Toggle-v0 --num-steps 64 --total-timesteps 128 --num-envs 2 --gamma 1".split()
+    code, _, err = run(tmp_path, "a2c", *flags)
+    assert code == 0 and err.startswith("warning: --gamma 1: ") and len(err.splitlines()) == 1

@@ -319,7 +319,7 @@ def test_an_environment_that_cannot_be_saved_says_so_and_begins_a_new_episode(tm
     flags = "--env-id toy_envs:Opaque-v0 --num-steps 64 --total-timesteps 640 --checkpoint-interval 64".split()
     code, out, _ = run(tmp_path, "a2c", *flags)
     assert code == 0
-    assert "note: Opaque.engine is a object, which a checkpoint can't hold" in out
+    assert "note: Opaque.engine is a lock (cannot pickle '_thread.lock' object), which a checkpoint can't hold" in out
     env = NormalizedEnv(AGENTS["ppo"].Args and make_env(AGENTS["ppo"].Args(env_id="toy_envs:Opaque-v0")).env, 0.9)
     env.reset(seed=1)
     env.step(np.zeros(1, np.float32))
@@ -404,7 +404,6 @@ def test_a_killed_run_is_known_by_its_lock(tmp_path):
 @pytest.mark.parametrize(
     "run, flags, quantity",
     [
-        (run, "--env-id toy_envs:Broken-v0", "observations not finite"),
         (run, "--env-id Hopper-v4 --learning-rate 1e6", "not finite"),
         (run, "--env-id toy_envs:Shapes-v0 --learning-rate 1e38", "not finite"),  # it raises on such actions
         (run_process, "--env-id Hopper-v4 --learning-rate 1e30", "not finite"),

@@ -1,10 +1,19 @@
 """Small environments whose right answers are known; `--env-id toy_envs:Toggle-v0` finds them."""
 
+import collections
+import dataclasses
+import datetime
+import enum
+import functools
 import random
+import threading
 import time
+from collections import OrderedDict, defaultdict, deque
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 
 class Toggle(gym.Env):
@@ -103,7 +112,14 @@ class Opaque(Toggle):
 
     def __init__(self):
         super().__init__()
-        self.engine = object()
+        self.engine = threading.Lock()
+
+
+class Closes(Toggle):
+    """Raises when it is closed."""
+
+    def close(self):
+        raise RuntimeError("it will not close")
 
 
 class Drift(gym.Env):
@@ -154,6 +170,194 @@ class Walk(gym.Env):
         return np.array([*self.position, self.wind])
 
 
+class Sampler(Toggle):
+    """Observes and pays what it samples from its own spaces."""
+
+    observation_space = gym.spaces.Dict(a=gym.spaces.Box(-1, 1, (2,)), b=gym.spaces.Discrete(3))
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, float(self.action_space.sample()[0]), *rest
+
+    def _obs(self):
+        return self.observation_space.sample()
+
+
+class Film(Toggle):
+    """Can be rendered without a display; a pixel shows the state."""
+
+    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 30}  # noqa: RUF012
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.render_mode, self.images = render_mode, None
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, self.np_random.normal(), *rest
+
+    def render(self):
+        return np.full((16, 16, 3), 200 * self.state, np.uint8)
+
+
+class Friction(gym.Env):
+    """MuJoCo with a model that changes from episode to episode, and a view of the simulator's own memory."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def __init__(self):
+        import mujoco
+
+        self.model = mujoco.MjModel.from_xml_string(
+            "<mujoco><worldbody><body><joint name='j' type='slide' axis='1 0 0'/><geom size='0.1'/></body></worldbody>"
+            "<actuator><motor joint='j'/></actuator></mujoco>"
+        )
+        self.data = mujoco.MjData(self.model)
+        self.position = self.data.qpos
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.model.dof_damping[:] = self.np_random.uniform(0, 5)
+        self.model.opt.timestep = self.np_random.uniform(0.01, 0.05)
+        self.data.qpos[:], self.data.qvel[:] = self.np_random.normal(size=(2, 1))
+        return self._obs(), {}
+
+    def step(self, action):
+        import mujoco
+
+        self.data.ctrl[:] = action
+        mujoco.mj_step(self.model, self.data)
+        return self._obs(), float(self.position[0]), False, bool(self.np_random.random() < 0.05), {}
+
+    def _obs(self):
+        return np.array([*self.position, *self.data.qvel, self.data.time])
+
+
+class Mode(enum.Enum):
+    SLOW, FAST = 1, 2
+
+
+@dataclasses.dataclass
+class Car:
+    place: float = 0.0
+    trail: list = dataclasses.field(default_factory=list)
+    mode: Mode = Mode.SLOW
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Score:
+    total: float = 0.0
+    marks: tuple = ()
+
+
+class Point(NamedTuple):
+    x: float
+    y: float
+
+
+class Engine:
+    """Cars that come and go, in an object that refers back to the environment."""
+
+    def __init__(self, env):
+        self.env, self.cars, self.random = env, [], np.random.RandomState(3)
+
+    def step(self, action):
+        if self.random.rand() < 0.1:
+            self.cars.append(Car(self.random.randn()))
+        for car in self.cars:
+            car.place += 0.1 * action + 0.01 * self.env.time
+            car.trail.append(car.place)
+            car.mode = Mode.FAST if car.place > 0 else Mode.SLOW
+        del self.cars[:-5]
+        return sum(car.place + len(car.trail) + (car.mode is Mode.FAST) for car in self.cars)
+
+
+def count_up():
+    count = 0
+
+    def up():
+        nonlocal count
+        count += 1
+        return count
+
+    return up
+
+
+def rise(x):
+    return x
+
+
+def fall(x):
+    return -x
+
+
+ORIGIN, NO_SCORE = np.zeros(2), Score()
+
+
+class Garage(gym.Env):
+    """Has state of every kind that Python programs hold it in, and observes it."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (16,), np.float64)
+    action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def __init__(self):
+        self.engine, self.random, self.inner = Engine(self), random.Random(5), gym.make("CartPole-v1")
+        self.last, self.seen, self.raw, self.more = deque(maxlen=3), set(), b"ab", bytearray(b"c")
+        self.counts, self.by_name, self.tally = defaultdict(lambda: 0), OrderedDict(), collections.Counter()
+        self.up = count_up()
+        self.add, self.draw, self.turn, self.shape = functools.partial(np.add, 1.0), self.random.random, rise, self._one
+        self.table, self.things = np.zeros((4, 2)), np.array([None, {"a": 1}], dtype=object)
+        self.row = self.table[1]
+        self.torch, self.tensor = torch.Generator(), torch.zeros(2)
+        self.when, self.big, self.complex = datetime.timedelta(0), 2**100, 1j
+
+    def _one(self):
+        return 1.0
+
+    def _two(self):
+        return 2.0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position, self.score, self.point, self.time = ORIGIN, NO_SCORE, Point(0.0, 0.0), 0
+        self.same = self.position
+        self.inner.reset(seed=seed)
+        return self._obs(), {}
+
+    def step(self, action):
+        self.time += 1
+        engine = self.engine.step(float(action[0]))
+        if self.time % 5 == 0:
+            self.shape = self._two if self.shape == self._one else self._one
+            self.turn = fall if self.turn is rise else rise
+        self.same = self.position = self.position + action
+        self.position[0] += self.draw()
+        self.score = Score(self.score.total + 0.1 * engine, (*self.score.marks[-2:], self.time))
+        self.point = Point(self.point.x + self.shape(), self.turn(engine))
+        self.last.append(self.time), self.seen.add(self.time % 7), self.more.append(self.time)
+        self.raw = self.raw[-3:] + bytes([self.time])
+        self.table[1, 0] = self.add(engine)
+        self.counts[self.time % 3] += 1
+        self.by_name[str(self.time % 4)] = engine
+        self.tally["steps"] += 1
+        self.tensor += torch.rand(2, generator=self.torch)
+        self.things[1]["a"] += 1
+        self.when += datetime.timedelta(seconds=1)
+        self.big, self.complex = self.big + 1, self.complex * 1j
+        self.balance, _, fell, _, _ = self.inner.step(self.time % 2)
+        if fell:
+            self.balance, _ = self.inner.reset()
+        return self._obs(), self.up(), self.time >= 17, False, {}
+
+    def _obs(self):
+        parts = [*self.position, self.same[0], self.score.total, sum(self.score.marks), *self.point, self.row[0]]
+        parts += [sum(self.last), sum(self.seen), sum(self.raw), sum(self.more) % 99, len(self.counts)]
+        state = float(self.tensor[0]) + self.things[1]["a"] + self.when.seconds + self.big % 97 + self.complex.real
+        parts += [state, sum(self.by_name.values()) + self.tally["steps"], self.inner.unwrapped.state[0]]
+        return np.array(parts, np.float64)
+
+
 gym.register("Toggle-v0", Toggle, max_episode_steps=3)
 gym.register("Toggle-v1", Toggle, kwargs={"terminates": True})
 gym.register("Shapes-v0", Shapes, max_episode_steps=50)
@@ -163,6 +367,11 @@ gym.register("Many-v0", Many, max_episode_steps=10)
 gym.register("Raises-v0", Raises)
 gym.register("Slow-v0", Slow, max_episode_steps=3)
 gym.register("Opaque-v0", Opaque, max_episode_steps=3)
+gym.register("Closes-v0", Closes, max_episode_steps=3)
 gym.register("Drift-v0", Drift, max_episode_steps=60)
 gym.register("Walk-v0", Walk, max_episode_steps=5)
 gym.register("Walk-v1", Walk, kwargs={"choices": True}, max_episode_steps=5)
+gym.register("Sampler-v0", Sampler, max_episode_steps=10)
+gym.register("Film-v0", Film, max_episode_steps=10)
+gym.register("Friction-v0", Friction)
+gym.register("Garage-v0", Garage)
