@@ -480,7 +480,6 @@ class _Restorer:
             new.__setstate__(state)
         elif state is not None:
             attributes, slots = state if isinstance(state, tuple) else (state, None)
-            vars(new).update(attributes or {})
-            for key, value in (slots or {}).items():
+            for key, value in {**(attributes or {}), **(slots or {})}.items():
                 object.__setattr__(new, key, value)
         return new
