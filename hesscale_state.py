@@ -99,12 +99,12 @@ def _parts(value):
 
 def _fixed_things(env):
     """Return what stays the object that it is, {path from `env`: object}, of all that `env` refers to."""
-    found, seen, waiting = {}, set(), [("env", env)]
+    found, seen, waiting = {}, {}, [("env", env)]
     while waiting:
         path, value = waiting.pop()
         if id(value) in seen or isinstance(value, (str, bytes, int, float, torch.Tensor, type(np), type(None))):
             continue
-        seen.add(id(value))
+        seen[id(value)] = value  # kept, or another could get its id
         kind = _kind(value)
         if kind is not None:
             found[path] = value

@@ -370,7 +370,6 @@ def test_bad_input_seen_from_the_shell(tmp_path, agent, flags):
 @pytest.mark.parametrize(
     "flags",
     [
-        "--env-id toy_envs:Broken-v0 --optimizer adam",
         "--env-id Hopper-v4 --optimizer adam --learning-rate 1e6",
         "--env-id Hopper-v4 --optimizer scaled-adahesscale --learning-rate 1e300",
     ],
