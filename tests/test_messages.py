@@ -341,8 +341,8 @@ def test_a_model_that_cannot_play_is_one_line_before_anything_is_made(model, mon
         (content | {"statistics": [statistics | bad_statistics]}, "its mean of the observations is not finite"),
         (content | {"agent": {}}, "its agent has no actor"),
         (content | {"agent": [1]}, "is not a saved model (TypeError"),
-        (content | {"format": 1}, "is in format 1, this commit reads format 2; use its own commit"),
-        (content | {"format": "3"}, "is in format 3, this commit reads format 2; use its own commit"),
+        (content | {"format": 1}, "is in format 1, this commit reads format 3; use its own commit"),
+        (content | {"format": "2"}, "is in format 2, this commit reads format 3; use its own commit"),
         ({k: v for k, v in content.items() if k != "state_std"}, "has no 'state_std', which this commit reads"),
         ([1, 2], "is not a saved model (AttributeError"),
     ]

@@ -656,7 +656,7 @@ def test_a_run_goes_on_only_as_what_it_was(folder, tmp_path, agent, flags, messa
         (lambda folder: (folder / "status.json").unlink(), "has no readable status.json"),
         (lambda folder: [p.unlink() for p in folder.glob("checkpoint*")], "there is no checkpoint; start the run anew"),
         (lambda folder: shutil.rmtree(folder), "is not a run's folder"),
-        (lambda folder: _edit(folder, format=99), "in format 99, this one reads format 2; use that commit"),
+        (lambda folder: _edit(folder, format=99), "in format 99, this one reads format 3; use that commit"),
     ],
 )
 def test_a_folder_that_is_no_run(folder, tmp_path, change, message):
@@ -820,7 +820,7 @@ def test_a_model_of_another_format_is_one_line(interrupted, tmp_path, source):
     else:
         torch.save({"env_id": "Hopper-v4", "norm_obs": True, "agent": {}, "statistics": []}, folder / "ppo_hesscale.pt")
     code, _, err = evaluate(tmp_path, folder)
-    assert code == 1 and "run: is in format 1, this commit reads format 2" in line(err)
+    assert code == 1 and "run: is in format 1, this commit reads format 3" in line(err)
 
 
 @pytest.mark.parametrize(
