@@ -1,6 +1,8 @@
 """Environments: making them, normalizing observations and rewards, saving and restoring their state."""
 
 import ast
+import copy
+import inspect
 import math
 import os
 import random
@@ -397,6 +399,9 @@ def make_env(args, video_folder=None, video_trigger=None):
                 os.environ |= before
             return env if video_folder is None else fail_to_render(env_id, error)
         fail(f"{flags}: {str(error) or repr(error)}")
+    for name in ("action_space", "observation_space"):
+        if isinstance(space := inspect.getattr_static(env.unwrapped, name, None), gym.Space):
+            setattr(env.unwrapped, name, copy.deepcopy(space))  # or its seed would be that of all its class
     actions, observations = env.action_space, env.observation_space
     if not isinstance(actions, (gym.spaces.Box, gym.spaces.Discrete)):
         fail(f"--env-id {env_id} has the action space {actions}; supported: Box and Discrete")

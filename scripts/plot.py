@@ -32,6 +32,8 @@ from typing import Literal
 
 import numpy as np
 import tyro
+from archive import BINS, LAST, bin_returns
+from stats import bootstrap, improvement, interquartile_mean, share
 from sweep import DONE, STATES, agent_name, cores, defaults, find_runs, rank, read_cells  # and makes the next two known
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
@@ -45,10 +47,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import scipy.stats
 from matplotlib.lines import Line2D
 
-BINS, LAST, RESAMPLES = 100, 50, 2000
 VARIED = ("agent", "env_id", "optimizer", "learning_rate", "seed")  # what the runs of a study may differ in
 # label, colour, line, marker. The colours are Okabe and Ito's, which the colour-blind tell apart, made darker or
 # lighter for greyscale to tell them apart too; a scaled optimizer has its base's in light, dashed and hollow
@@ -299,28 +299,6 @@ def read_run(run):
     return run
 
 
-def bin_returns(steps, returns, total, end):
-    """A learning curve in BINS bins of steps, as in the paper's figures.
-
-    Args:
-        steps, returns: of the episodes' ends [episodes]; the first step is 1.
-        total: steps that the run was to make.
-        end: steps that it made.
-
-    Returns:
-        [BINS]: the mean return of the episodes that ended in a bin; where none did, what lies between its
-        neighbours; NaN after the run's end.
-    """
-    curve = np.full(BINS, np.nan)
-    if len(returns):
-        bins = np.clip((steps - 1) * BINS // total, 0, BINS - 1)
-        number = np.bincount(bins, minlength=BINS)
-        ended, sums = np.flatnonzero(number), np.bincount(bins, returns, BINS)
-        until = max(bins.max(), min((end - 1) * BINS // total, BINS - 1)) + 1
-        curve[:until] = np.interp(np.arange(until), ended, sums[ended] / number[ended])
-    return curve
-
-
 def read_runs(runs):
     """Read the event files and warn of what is not whole; return all runs, read."""
     start, there = time.perf_counter(), [run for run in runs if run.state != "missing"]
@@ -357,45 +335,6 @@ def read_runs(runs):
 
 def mean_of_means(*samples, axis=-1):
     return sum(np.mean(sample, axis) for sample in samples) / len(samples)
-
-
-def pooled_mean(*samples, axis=-1):
-    return np.mean(np.concatenate(samples, axis), axis)
-
-
-def interquartile_mean(*samples, axis=-1):
-    """Over all runs of all environments (Agarwal et al. 2021, Section 4.3)."""
-    return scipy.stats.trim_mean(np.concatenate(samples, axis), 0.25, axis)
-
-
-def improvement(*samples, axis=-1):
-    """P(X > Y) + P(X = Y) / 2 over pairs of runs, averaged over environments (Section 4.3 there).
-
-    Args:
-        samples: X's runs in each environment, then Y's, with the runs on the last axis.
-    """
-    half, total = len(samples) // 2, 0.0
-    for x, y in zip(samples[:half], samples[half:], strict=True):
-        x, y = x[..., :, None], y[..., None, :]
-        total += np.mean(x > y, axis=(-2, -1)) + np.mean(x >= y, axis=(-2, -1))
-    return total / (2 * half)
-
-
-def bootstrap(statistic, samples):
-    """A statistic and its 95% percentile interval, each environment's runs resampled for themselves (Section 4.1).
-
-    Args:
-        statistic: function of samples and axis.
-        samples: an array for each environment, with the runs on the last axis.
-
-    Returns:
-        value, low, high: of the statistic's shape; low and high are NaN where an environment has a single run.
-    """
-    value = statistic(*samples, axis=-1)
-    if min(sample.shape[-1] for sample in samples) < 2:
-        return value, *np.full((2, *np.shape(value)), np.nan)
-    options = dict(n_resamples=RESAMPLES, vectorized=True, axis=-1, method="percentile", rng=0)
-    return value, *scipy.stats.bootstrap(samples, statistic, **options).confidence_interval
 
 
 def spread(samples, interval):
@@ -533,7 +472,7 @@ def aggregate_rows(study, interval):
             samples = list(of.values())
             above = [sample > thresholds[:, None] for sample in samples]
             points = [("interquartile mean", "", *bootstrap(interquartile_mean, samples))]
-            shares = zip(thresholds, *bootstrap(pooled_mean, above), strict=True)
+            shares = zip(thresholds, *bootstrap(share, above), strict=True)
             points += [("share of runs above", *share) for share in shares]
             for other in scores:
                 both = [env_id for env_id in of if env_id in scores[other]]

@@ -413,6 +413,17 @@ def test_frozen_parameters_stay_as_they_are(kind, name):
         assert (p != start).any() == p.requires_grad
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_parameter_that_is_frozen_with_its_derivatives_is_not_trained(name):
+    trained, frozen = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = make_optimizer(name, [trained, frozen], lr=0.01)
+    for p in trained, frozen:
+        p.grad, p.hess = torch.ones(2), torch.ones(2)
+    frozen.requires_grad_(False)
+    optimizer.step()
+    assert (trained != 1).all() and (frozen == 1).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_parameters_of_several_dtypes_are_trained_together(name, dtype):

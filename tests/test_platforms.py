@@ -5,6 +5,7 @@ import importlib.metadata
 import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
 from unittest import mock
@@ -168,7 +169,7 @@ def test_a_flag_names_the_package_that_it_lacks_before_anything_is_made(tmp_path
     monkeypatch.setattr(hesscale_utils.importlib.util, "find_spec", replaced)
     code, out, err = run(tmp_path, "ppo", "--env-id", "Hopper-v4", flag)
     assert code == 1 and out == "" and os.listdir(tmp_path) == []
-    command = f"{sys.executable} -m pip install -r {ROOT}/requirements-extras.txt"
+    command = shlex.join([sys.executable, "-m", "pip", "install", "-r", f"{ROOT}/requirements-extras.txt"])
     assert line(err) == f"error: {flag}: the package {package} is missing; install it by {command}"
     code, _, err = run(tmp_path, "ppo", "--env-id", "toy_envs:Drift-v0", "--num-steps", 64, "--total-timesteps", 64)
     assert code == 0, err
@@ -213,7 +214,7 @@ def test_training_needs_what_its_file_has_and_no_more(tmp_path):
     assert os.path.isdir(tmp_path / "runs"), done.stderr[-2000:]
     assert status(only_run(tmp_path))["state"] == "finished"
     assert done.stderr.splitlines()[-1].startswith("error: scripts/plot.py: the package matplotlib is missing; install")
-    assert done.stderr.endswith(f"{ROOT}/requirements-study.txt\n"), done.stderr
+    assert done.stderr.endswith(shlex.quote(f"{ROOT}/requirements-study.txt") + "\n"), done.stderr
 
 
 # ---- systems without POSIX ---------------------------------------------------------------------------------

@@ -205,10 +205,10 @@ def test_a_run_goes_on_bit_for_bit_from_each_of_its_checkpoints(tmp_path, monkey
         assert outcome(folder) == expected
 
 
-@both
-def test_evaluations_change_nothing_and_are_the_same_after_a_resume(tmp_path, agent):
-    """On an environment that draws from the global generators too."""
-    flags = [*DRIFT, "--total-timesteps", 2048, "--checkpoint-interval", 0]
+@pytest.mark.parametrize("agent, env_id", [("ppo", "Drift-v0"), ("a2c", "Drift-v0"), ("ppo", "Sampler-v0")])
+def test_evaluations_change_nothing_and_are_the_same_after_a_resume(tmp_path, agent, env_id):
+    """On environments that draw from the global generators, and from spaces that are their class's."""
+    flags = [*DRIFT, "--env-id", f"toy_envs:{env_id}", "--total-timesteps", 2048, "--checkpoint-interval", 0]
     evaluated = [*flags, "--eval-interval", 1000, "--eval-episodes", 2]
     paths, write = [tmp_path / name for name in ("without", "with", "stopped")], Run.checkpoint
     for path, args in zip(paths, (flags, evaluated, evaluated), strict=True):

@@ -1,0 +1,136 @@
+"""An archive holds what its runs came to, and outlives them."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_plot import TOTAL, change, flat, make_run
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import archive
+
+GRID = f"""
+[[grid]]
+agent = "ppo"
+env_id = "Hopper-v4"
+optimizer = "adam"
+seed = [1, 2, 3, 4]
+total_timesteps = {TOTAL}
+"""
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A folder with runs/ and a grid of four seeds, in which the repository's archives lie too."""
+    monkeypatch.setattr(archive, "ROOT", tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "grid.toml").write_text(GRID)
+    return tmp_path
+
+
+def make(study, seed, **options):
+    path = make_run(study / "runs", flat(10.0 * seed, start=-1.0), seed, **options)
+    change(path, start="2026-01-01T10:00:00+00:00", end="2026-01-01T10:01:30+00:00", total_timesteps=TOTAL)
+    return path
+
+
+def add(study):
+    archive.main(archive.Args("mine", (str(study / "grid.toml"),), (str(study / "runs"),)))
+
+
+def table(study):
+    return archive.read_all([str(study / "runs")]).sort_values("seed", ignore_index=True)
+
+
+def test_a_row_says_what_a_run_came_to(study, capsys):
+    make(study, 1, delta=1e-5)
+    (study / "grid.toml").write_text(GRID + "delta = 1e-5\n")
+    add(study)
+    assert "0 runs before, 1 added, 3 of the grid's 4 missing" in capsys.readouterr().out
+    shutil.rmtree(study / "runs")
+    (row,) = table(study).to_dict("records")
+    about = {name: row[name] for name in ("agent", "env_id", "optimizer", "seed", "delta", "state", "step", "episodes")}
+    assert about == {
+        "agent": "ppo", "env_id": "Hopper-v4", "optimizer": "adam", "seed": 1, "delta": 1e-5,
+        "state": "finished", "step": TOTAL, "episodes": 100,
+    }  # fmt: skip
+    assert row["final_return"] == 10 and row["mean_return"] == pytest.approx((99 * 10 - 1) / 100)
+    assert row["curve"].tolist() == [-1.0] + [10.0] * 99 and row["seconds"] == 90 and row["commit"] == "abc"
+    assert row["source"] == str(study / "results/mine/runs.csv.gz")
+
+
+def test_evaluations_are_kept(study):
+    from torch.utils.tensorboard import SummaryWriter
+
+    path = make(study, 1)
+    writer = SummaryWriter(path)
+    for step, value in (5000, 1.5), (10_000, 2.5):
+        writer.add_scalar("eval/episodic_return", value, step)
+    writer.close()
+    add(study)
+    shutil.rmtree(study / "runs")
+    assert table(study)["evaluations"][0] == {"5000": 1.5, "10000": 2.5}
+
+
+def test_an_archive_loses_its_runs_and_grows(study, capsys):
+    for seed in (1, 2):
+        make(study, seed)
+    add(study)
+    before = (study / "results/mine/runs.csv.gz").read_bytes()
+    shutil.rmtree(study / "runs")
+    (study / "runs").mkdir()
+    add(study)
+    assert (study / "results/mine/runs.csv.gz").read_bytes() == before  # the same rows are the same bytes
+    make(study, 3)
+    add(study)
+    assert "2 runs before, 1 added, 1 of the grid's 4 missing" in capsys.readouterr().out
+    found = table(study)
+    assert found["seed"].tolist() == [1, 2, 3] and found["final_return"].tolist() == [10, 20, 30]
+    assert [source.endswith(".gz") for source in found["source"]] == [True, True, False]  # a run on disk comes first
+
+
+def test_what_has_not_ended_or_is_damaged_or_of_another_grid_stays_out(study, capsys):
+    make(study, 1, state="interrupted")
+    change(make(study, 2), step=2 * TOTAL)  # its event file ends early
+    make(study, 7)
+    make(study, 3, state="diverged")
+    add(study)
+    out, err = capsys.readouterr()
+    assert "0 runs before, 1 added, 3 of the grid's 4 missing" in out
+    assert "warning: left out, for damaged event files: " in err
+    shutil.rmtree(study / "runs")
+    assert table(study)[["seed", "state"]].to_numpy().tolist() == [[3, "diverged"]]
+
+
+def test_a_run_of_before_a_flag_has_its_default(study):
+    path = make(study, 1)
+    args = json.loads((path / "status.json").read_text())["args"]
+    change(path, args={name: value for name, value in args.items() if name != "state_std"})
+    add(study)
+    shutil.rmtree(study / "runs")
+    assert not table(study)["state_std"][0]
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden"])
+def test_a_study_is_the_name_of_a_folder(study, name):
+    with pytest.raises(SystemExit, match=r"STUDY .*must be the name of a folder"):
+        archive.main(archive.Args(name))
+
+
+def test_a_damaged_archive_is_one_line_and_stays(study):
+    make(study, 1)
+    path = study / "results/mine/runs.csv.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(SystemExit, match=r"runs\.csv\.gz: is not an archive that can be read"):
+        add(study)
+    assert path.read_bytes() == b"nonsense"
+
+
+def test_the_mean_return_is_that_of_the_steps_that_were_made(study):
+    curve = archive.bin_returns(np.array([100, 300]), np.array([1.0, 3.0]), 1000, 500)
+    assert curve[:50].tolist() == pytest.approx([*np.interp(np.arange(50), [9, 29], [1.0, 3.0])])
+    assert np.isnan(curve[50:]).all()

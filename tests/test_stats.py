@@ -1,0 +1,117 @@
+"""Statistics against examples worked by hand, scipy, and what rliable gave."""
+
+import sys
+
+import numpy as np
+import pytest
+import scipy.stats
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import stats
+
+
+def test_a_mean_has_students_interval():
+    # mean 4, s^2 = 4, standard error 2 / sqrt(3), t(0.975, 2) = 4.302653
+    assert stats.mean([np.array([2.0, 4.0, 6.0])]) == pytest.approx((4, 4 - 4.968276, 4 + 4.968276), rel=1e-6)
+
+
+def test_a_difference_has_welchs_interval():
+    x, y = np.array([3.0, 5.0, 10.0, 2.0]), np.array([1.0, 1.5, 0.5])
+    value, low, high = stats.difference([x], [y])
+    expected = scipy.stats.ttest_ind(x, y, equal_var=False).confidence_interval()
+    assert (value, low, high) == pytest.approx((4.0, expected.low, expected.high))
+
+
+def test_a_difference_over_environments_by_hand():
+    # environment 1: 3 - 1 = 2, variances 2/2 + 2/2 = 2; environment 2: 10 - 4 = 6, variances 8/2 + 0/2 = 4.
+    # mean of differences 4; variance (1 + 1 + 4) / 4 = 1.5; freedom 1.5^2 / ((1/4)^2 + (1/4)^2 + 1^2) = 2
+    samples, baseline = [np.array([2.0, 4.0]), np.array([8.0, 12.0])], [np.array([0.0, 2.0]), np.array([4.0, 4.0])]
+    half = scipy.stats.t.ppf(0.975, 2) * np.sqrt(1.5)
+    assert stats.difference(samples, baseline) == pytest.approx((4, 4 - half, 4 + half))
+
+
+def test_environments_count_alike_whatever_their_numbers_of_runs():
+    assert stats.mean([np.array([0.0, 0.0, 0.0, 0.0]), np.array([3.0, 3.0])])[0] == 1.5
+    assert stats.improvement(np.array([1.0, 1, 1, 1]), np.array([0.0]), np.array([0.0]), np.array([1.0])) == 0.5
+
+
+def test_intervals_have_the_shape_of_the_points_and_are_missing_for_one_run():
+    value, low, high = stats.mean([np.arange(12.0).reshape(4, 3)])
+    assert value.tolist() == [1, 4, 7, 10] and low.shape == high.shape == (4,) and (low < value).all()
+    value, low, high = stats.mean([np.array([5.0])])
+    assert value == 5 and np.isnan(low) and np.isnan(high)
+    assert stats.mean([np.array([2.0, 2.0, 2.0])]) == (2, 2, 2)
+
+
+@pytest.mark.parametrize("n, bootstraps", [(3, 0.73), (5, 0.83), (10, 0.90)])
+def test_coverage_at_few_runs(n, bootstraps):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(4000, n))
+    _, low, high = stats.mean([x])
+    assert np.mean((low < 0) & (high > 0)) == pytest.approx(0.95, abs=0.01)
+    means = np.take_along_axis(x[:, None], rng.integers(n, size=(4000, 400, n)), 2).mean(2)
+    low, high = np.percentile(means, [2.5, 97.5], axis=1)
+    assert np.mean((low < 0) & (high > 0)) == pytest.approx(bootstraps, abs=0.025)
+
+
+def test_a_difference_of_nothing_clears_zero_in_one_of_twenty():
+    rng = np.random.default_rng(2)
+    samples = [rng.normal(size=(4000, 10)), rng.normal(3, 5, size=(4000, 10))]
+    baseline = [rng.normal(0, 4, size=(4000, 10)), rng.normal(3, 1, size=(4000, 10))]
+    _, low, high = stats.difference(samples, baseline)
+    assert np.mean((low > 0) | (high < 0)) == pytest.approx(0.05, abs=0.01)
+
+
+def test_the_interquartile_mean_by_hand():
+    # sorted 0 1 2 3 4 5 6 99: the middle half is 2 3 4 5
+    assert stats.interquartile_mean(np.array([99.0, 0, 3, 2]), np.array([1.0, 6, 5, 4])) == 3.5
+
+
+def test_the_probability_of_improvement_by_hand():
+    # environment 1: (2 > 1) (2 = 2) (4 > 1) (4 > 2): 3.5 of 4; environment 2: 0 of 1
+    assert stats.improvement(np.array([2.0, 4]), np.array([0.0]), np.array([1.0, 2]), np.array([5.0])) == 0.4375
+
+
+# ---- sensitivity -------------------------------------------------------------------------------------------
+
+
+def one(*values):
+    return {10.0**-i: np.array([v, v]) for i, v in enumerate(reversed(values))}
+
+
+def test_phi_by_hand():
+    """21 levels 0, 5, ..., 100 in each environment: p5 is 5 and p95 is 95, so Gamma is (p - 5) / 90."""
+    fill = {"fill": {e: {float(i): np.array([v] * 2) for i, v in enumerate(range(0, 101, 5))} for e in "ab"}}
+    # the step sizes 0.01, 0.1, 1 give 95, 50, 5 in a and 5, 50, 95 in b: tuned 1 and 1, for all 0.5: phi 0.5
+    tuned = {"tuned": {"a": one(95.0, 50.0, 5.0), "b": one(5.0, 50.0, 95.0)}}
+    # 50, 50, 50 everywhere: phi 0, best 0.5
+    level = {"flat": {"a": one(50.0, 50.0, 50.0), "b": one(50.0, 50.0, 50.0)}}
+    # those of `tuned` lie evenly at 5, 50, 95, those of `flat` in the middle: the percentiles stay 5 and 95
+    found = stats.sensitivity(fill | tuned | level, resamples=10)
+    assert found["tuned"]["phi"] == pytest.approx((0.5,) * 3) and found["tuned"]["best"] == pytest.approx((1,) * 3)
+    assert found["tuned"]["step_size"] in (0.01, 0.1, 1.0)  # all are 0.5 on average
+    assert found["flat"]["phi"] == pytest.approx((0,) * 3) and found["flat"]["best"] == pytest.approx((0.5,) * 3)
+
+
+def test_a_step_size_that_diverged_anywhere_is_not_the_one_for_all():
+    a, b = one(0.0, 40.0, 100.0), one(0.0, 40.0, 100.0)
+    b[1.0] = np.array([100.0, np.nan])
+    found = stats.sensitivity({"adam": {"a": a, "b": b}}, resamples=10)["adam"]
+    # p5, p95 of (0, 40, 100) are 4 and 94; of (0, 40) 2 and 38. Best: 96/90 in a and 38/36 in b; for all: 0.1
+    best, for_all = (96 / 90 + 38 / 36) / 2, (36 / 90 + 38 / 36) / 2
+    assert found["best"][0] == pytest.approx(best) and found["phi"][0] == pytest.approx(best - for_all)
+    assert found["step_size"] == 0.1
+    b |= {h: np.array([np.nan, 1.0]) for h in b}
+    found = stats.sensitivity({"adam": {"a": a, "b": b}}, resamples=10)["adam"]
+    assert np.isnan([found["phi"][0], found["best"][0], found["step_size"]]).all()
+
+
+def test_phis_interval_is_of_resampled_runs():
+    rng = np.random.default_rng(3)
+    cells = {e: {h: rng.normal(m, 1, 10) for h, m in zip((0.1, 1.0), ms, strict=True)}
+             for e, ms in {"a": (0, 10), "b": (10, 0)}.items()}  # fmt: skip
+    value, low, high = stats.sensitivity({"adam": cells})["adam"]["phi"]
+    assert low < value < high and 0.02 < high - low < 0.2
+    fewer = stats.sensitivity({"adam": {e: {h: runs[:3] for h, runs in of.items()} for e, of in cells.items()}})
+    assert fewer["adam"]["phi"][2] - fewer["adam"]["phi"][1] > high - low
