@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import tyro
 from tqdm import tqdm
 
@@ -31,7 +30,10 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from sweep import DONE, STATES, agent_name, cores, defaults, find_runs, read_cells
 
 from hesscale_run import FREE_FLAGS, identity, write_atomically
-from hesscale_utils import fail, parse_args
+from hesscale_utils import check_installed, fail, parse_args
+
+check_installed("pandas", "scripts/archive.py", "requirements-study.txt")
+import pandas as pd
 
 BINS, LAST = 100, 50
 COLUMNS = "key state step episodes final_return mean_return seconds start commit versions curve evaluations".split()

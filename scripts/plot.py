@@ -32,8 +32,6 @@ from typing import Literal
 
 import numpy as np
 import tyro
-from archive import BINS, LAST, bin_returns
-from stats import bootstrap, improvement, interquartile_mean, share
 from sweep import DONE, STATES, agent_name, cores, defaults, find_runs, rank, read_cells  # and makes the next two known
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
@@ -41,13 +39,15 @@ from tqdm import tqdm
 from hesscale_run import FREE_FLAGS, read_status, write_atomically
 from hesscale_utils import check_installed, fail, parse_args
 
-for package in "matplotlib", "scipy":
+for package in "matplotlib", "pandas", "scipy":
     check_installed(package, "scripts/plot.py", "requirements-study.txt")
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from archive import BINS, LAST, bin_returns
 from matplotlib.lines import Line2D
+from stats import bootstrap, improvement, interquartile_mean, share
 
 VARIED = ("agent", "env_id", "optimizer", "learning_rate", "seed")  # what the runs of a study may differ in
 # label, colour, line, marker. The colours are Okabe and Ito's, which the colour-blind tell apart, made darker or

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import asdict
 
@@ -132,6 +133,7 @@ def test_a_run_goes_on_to_its_last_log_and_starts_with_its_first_episode(runs, t
 def test_what_a_resumed_run_has_logged_again_is_void(runs, tmp_path, capsys):
     path = make_run(runs, flat(1.0, end=6000), step=TOTAL)  # killed there; its checkpoint was of step 3000
     log(path, [(3001, 1e6)])
+    time.sleep(1.1)  # as starting a process takes; event files are read in the order of their seconds
     log(path, flat(2.0)[30:], purge_step=3001)
     draw(tmp_path, "curves")
     assert [float(row["return"]) for row in rows(tmp_path, "curves")] == [1.0] * 30 + [2.0] * 70
