@@ -91,10 +91,7 @@ def _parts(value):
         return {name: getattr(value, name, None) for name in ("__self__", "__func__", "__closure__", "__defaults__")}
     if isinstance(value, types.CellType):
         return {"": value.cell_contents} if value != types.CellType() else {}
-    parts = dict(getattr(value, "__dict__", {})) if not isinstance(value, type) else {}
-    if isinstance(value, gym.Env):  # its spaces may be attributes of its class
-        parts |= {name: getattr(value, name, None) for name in ("action_space", "observation_space")}
-    return parts
+    return dict(getattr(value, "__dict__", {})) if not isinstance(value, type) else {}
 
 
 def _fixed_things(env):

@@ -9,10 +9,11 @@ step size, where an optimizer has several (Fig. 6 of the HesScale paper). PREFIX
 probability of improvement and performance profile over all environments (Agarwal et al. 2021, "Deep Reinforcement
 Learning at the Edge of the Statistical Precipice"). PREFIX_table.md: final returns. PREFIX_runs.csv: a row each run.
 
-A run's final return is the mean over its last 50 episodes. Everywhere but in PREFIX_step_sizes, an optimizer is drawn
-at the step size that is best by it, for each agent and environment. A run that diverged is never left out: its curve
-ends with a cross, the table counts it apart, and elsewhere it counts as an untrained policy or, over step sizes, as
-the worst. What is missing, unfinished or damaged is drawn as far as it goes, with a warning.
+A run's final return is the mean over its last 50 episodes, or with --evaluations its last evaluation's. Everywhere but
+in PREFIX_step_sizes, an optimizer is drawn at the step size that is best by it, for each agent and environment. A run
+that diverged is never left out: its curve ends with a cross, the table counts it apart, and elsewhere it counts as an
+untrained policy or, over step sizes, as the worst. What is missing, unfinished or damaged is drawn as far as it goes,
+with a warning.
 """
 
 import csv
@@ -27,6 +28,7 @@ import time
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -87,6 +89,8 @@ class Args:
     """folders that hold the runs' folders"""
     interval: Literal["bootstrap", "stderr"] = "bootstrap"
     """of curves, over step sizes and for bold face: 95 percent bootstrap, or one standard error as in the paper"""
+    evaluations: bool = False
+    """whether to draw the mean returns of evaluations (--eval-interval of the agents) instead of training's episodes"""
     where: tuple[str, ...] = ()
     """which runs to draw, as name=value of agent or a flag; a name given twice allows both values"""
 
@@ -276,7 +280,7 @@ def choose(args):
 # ---- their event files -------------------------------------------------------------------------------------
 
 
-def read_run(run):
+def read_run(run, evaluations=False):
     """Read a run's event files by TensorBoard's reader, which leaves out what a resumed run has logged again."""
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it would tell of that
     steps, returns = np.empty(0, int), np.empty(0)
@@ -285,8 +289,9 @@ def read_run(run):
         tags = events.Tags()
         logged = [events.Scalars(tag) for tag in tags["scalars"]] + [events.Tensors(tag) for tag in tags["tensors"]]
         run.step = max((of_tag[-1].step for of_tag in logged if of_tag), default=0)
-        if "charts/episodic_return" in tags["scalars"]:
-            episodes = [(event.step, event.value) for event in events.Scalars("charts/episodic_return")]
+        tag = "eval/episodic_return" if evaluations else "charts/episodic_return"
+        if tag in tags["scalars"]:
+            episodes = [(event.step, event.value) for event in events.Scalars(tag)]
             steps, returns = np.array(episodes, float).reshape(-1, 2).T
     except Exception as error:  # whatever a damaged file makes the reader raise
         run.damage = " ".join(f"can't be read: {type(error).__name__}: {error}".split())
@@ -295,16 +300,24 @@ def read_run(run):
         run.damage = f"{(~finite).sum()} of {len(returns)} returns not finite, and left out"
     steps, returns = steps[finite].astype(int), returns[finite]
     run.episodes, run.curve = len(returns), bin_returns(steps, returns, run.args["total_timesteps"], run.step)
-    run.final = float(np.mean(returns[-LAST:])) if len(returns) else math.nan
+    run.final = float(np.mean(returns[-1 if evaluations else -LAST :])) if len(returns) else math.nan
     return run
 
 
-def read_runs(runs):
+def read_runs(runs, evaluations=False):
     """Read the event files and warn of what is not whole; return all runs, read."""
     start, there = time.perf_counter(), [run for run in runs if run.state != "missing"]
     workers, ignore = min(cores(), len(there), 61), (signal.SIGINT, signal.SIG_IGN)  # 61: more Windows can't wait for
     with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=ignore) as pool:
-        there = list(tqdm(pool.map(read_run, there, chunksize=4), "reading", len(there), unit=" runs", disable=None))
+        there = list(
+            tqdm(
+                pool.map(partial(read_run, evaluations=evaluations), there, chunksize=4),
+                "reading",
+                len(there),
+                unit=" runs",
+                disable=None,
+            )
+        )
     print(f"{len(there)} runs read in {time.perf_counter() - start:.1f} s")
     missing = [run for run in runs if run.state == "missing"]
     empty = [run for run in there if not run.episodes]
@@ -633,7 +646,7 @@ def draw_aggregate(rows):
     return figure
 
 
-def make_table(study, interval):
+def make_table(study, interval, evaluations=False):
     """Final returns as a Markdown table: a row for each agent and environment, a column for each optimizer."""
     optimizers = sorted({optimizer for of in study.drawn.values() for optimizer in of}, key=order)
     numbers = {len(runs) for of in study.drawn.values() for runs in of.values()}
@@ -664,7 +677,8 @@ def make_table(study, interval):
         lines.append(line)
     over = f"{max(numbers)} seed{'s' * (max(numbers) > 1)}" if len(numbers) == 1 else "n seeds"
     name = "95% bootstrap interval" if interval == "bootstrap" else "standard error"
-    lines += ["", f"Mean ± standard error over {over} of the final return, a run's mean over its last {LAST} episodes."]
+    final = "last evaluation" if evaluations else f"mean over its last {LAST} episodes"
+    lines += ["", f"Mean ± standard error over {over} of the final return, a run's {final}."]
     lines += [f"In bold: the best, where its {name} is clear of all others' and none of its runs diverged."]
     lines += ["Step sizes, each the best of several by this mean: " + ", ".join(chosen) + "."] * bool(chosen)
     return "\n".join(lines) + "\n"
@@ -735,7 +749,7 @@ def main(args):
     folder = next(path for path in Path(args.out).absolute().parents if path.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         fail(f"--out {args.out}: {folder} is not a folder that can be written to")
-    runs = read_runs(choose(args))
+    runs = read_runs(choose(args), args.evaluations)
     study = Study(runs)
     several = max(study.step_sizes.values()) > 1
     if "step-sizes" in args.what and not several:
@@ -748,7 +762,7 @@ def main(args):
             write_figure(prefix, draw(rows))
             write_csv(f"{prefix}.csv", rows)
     if "table" in what:
-        write(f"{args.out}_table.md", make_table(study, args.interval).encode())
+        write(f"{args.out}_table.md", make_table(study, args.interval, args.evaluations).encode())
     rows = [
         dict(zip(VARIED, run.key, strict=True))
         | dict(state=run.state, steps=run.step, episodes=run.episodes, final_return=run.final)

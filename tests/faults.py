@@ -96,7 +96,6 @@ FAULTS = [
     ('state without the model', 'hesscale_state.py', 'envs', ('for name, array in contents["arrays"].items():', 'for name, array in {}.items():')),
     ('state without the model\'s options', 'hesscale_state.py', 'envs', ('setattr(thing.opt, name, value)', 'pass')),
     ('state without torch\'s generators', 'hesscale_state.py', 'envs', ('torch.Generator().set_state(state)', 'torch.Generator()')),
-    ('state without spaces of the class', 'hesscale_state.py', 'envs', ('parts |= {name: getattr(value, name, None) for name in ("action_space", "observation_space")}', 'pass')),
     ('state with the way of rendering', 'hesscale_state.py', 'envs', ('if name != "render_mode" and not drawn(value)', 'if not drawn(value)')),
     ('state with what is drawn', 'hesscale_state.py', 'envs', (' and not drawn(value)}', '}')),
     ('state without MuJoCo\'s', 'hesscale_state.py', 'envs', ('mujoco.mj_setState(', '(lambda *_: 0)(')),

@@ -152,6 +152,19 @@ def test_the_final_return_is_that_of_the_last_50_episodes(runs, tmp_path):
     assert "over 3 seeds" in notes[0]
 
 
+def test_evaluations_are_drawn_instead_where_asked_for(runs, tmp_path):
+    for seed in (1, 2):
+        path = make_run(runs, flat(5.0), seed)
+        writer = SummaryWriter(path)
+        for step, value in (50, 1.0), (5050, 2.0), (9950, 3.0 + seed):
+            writer.add_scalar("eval/episodic_return", value, step)
+        writer.close()
+    draw(tmp_path, "curves", "table", evaluations=True)
+    found = {float(row["step"]): float(row["return"]) for row in rows(tmp_path, "curves")}
+    assert (found[50], found[5050], found[9950]) == (1.0, 2.0, 4.5) and 1 < found[2550] < 2
+    assert [float(row["final_return"]) for row in rows(tmp_path, "runs")] == [4.0, 5.0]  # the last evaluation's
+
+
 def test_half_written_event_files_are_drawn_as_far_as_they_go(runs, tmp_path, capsys):
     cut = make_run(runs, flat(1.0))
     (events,) = cut.glob("events*")
