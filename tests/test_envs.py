@@ -540,6 +540,18 @@ def test_what_can_not_be_saved_is_named(name, value, message):
     assert env.unsaved().startswith(message) and env.get_state()["layers"] is None
 
 
+def test_what_is_drawn_is_each_environments_own():
+    """An environment may have loaded images, and the new one none yet, or others."""
+    image = type("Surface", (), {"__module__": "pygame.surface"})
+    one, two, three = Toggle(), Toggle(), Toggle()
+    one.images, two.images, three.images = [image()], None, (mine := [image()])
+    one.window, one.steps = image(), 7
+    saved = hesscale_state.save(one)
+    for other, images in (two, None), (three, mine):
+        hesscale_state.restore(saved, other)
+        assert other.images is images and not hasattr(other, "window") and other.steps == 7
+
+
 def test_an_environment_that_lacks_a_part_is_not_restored():
     one, two = Toggle(), Toggle()
     one.parts, two.parts = [Toggle(), Toggle()], [Toggle()]
