@@ -28,7 +28,7 @@ def save(env):
         CannotSave: something can't be saved.
     """
     things = _fixed_things(env)
-    contents = {path: _contents(thing) for path, thing in things.items()}
+    contents = {path: _contents(thing) for path, thing in things.items() if _kind(thing) == "contents"}
     names = {id(thing): path for path, thing in things.items()}
     try:
         return _dump(contents, names)
@@ -112,8 +112,6 @@ def _fixed_things(env):
 
 def _contents(thing):
     """Return what is saved of an object that stays what it is, {name: value}."""
-    if _kind(thing) != "contents":
-        return {}
     if isinstance(thing, np.ndarray):
         return {"array": thing.copy()}
     if type(thing).__name__ == "MjData":
