@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from types import SimpleNamespace
 from unittest import mock
 
@@ -627,6 +628,7 @@ def test_a_run_with_videos_goes_on_bit_for_bit(tmp_path, monkeypatch, begun):
     assert os.path.exists("videos") == (begun == "--capture-video")
     shutil.rmtree("videos", ignore_errors=True)
     monkeypatch.setattr(hesscale_run, "write_atomically", write)
+    time.sleep(1.1)  # as starting a process takes; event files are read in the order of their seconds
     AGENTS["a2c"].main(command_line("a2c", "--resume", str(kept[0]), "--capture-video"))
     assert outcome(kept[0]) == expected
     assert list(tmp_path.glob("videos/*/*.mp4"))
