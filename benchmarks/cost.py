@@ -7,8 +7,8 @@ hidden layer and 16 to 512 outputs, or 100 outputs and 1 to 128 hidden layers. T
 to the end of the step, without the forward pass. The paper does not say the batch and the loss: here they are a single
 sample, as in the history of the authors' repository, and the cross-entropy. Methods are timed in turns, on one thread.
 Ours works on numpy arrays: faster than tensors in small networks, slower from 8 layers of 512 units on, whose vectors
-its optimizers go through whole. The peers are those of
-critic.py. The picture lies beside the table, as results/cost.png.
+its optimizers go through whole. The peers are those of critic.py. The picture lies beside the table, as
+results/cost.png.
 """
 
 import csv

@@ -8,7 +8,6 @@ script and all its arguments (`key`), versions and commit, the state, the final 
 the mean return over the run, the curve in 100 bins, evaluations, and the wall time.
 """
 
-import datetime
 import glob
 import io
 import json
@@ -27,7 +26,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts"))
-from sweep import DONE, STATES, agent_name, cores, defaults, find_runs, read_cells
+from sweep import DONE, STATES, agent_name, cores, defaults, find_runs, read_cells, wall_time
 
 from hesscale_run import FREE_FLAGS, identity, write_atomically
 from hesscale_utils import check_installed, fail, parse_args
@@ -49,12 +48,9 @@ def describe(key):
 # ---- runs ---------------------------------------------------------------------------------------------------
 
 
-def seconds(status):
-    """Return the wall time of a run that ended without an interruption, else NaN."""
-    if status["state"] != "finished" or status["resumed_at"]:
-        return math.nan
-    begin, end = (datetime.datetime.fromisoformat(status[key]) for key in ("start", "end"))
-    return (end - begin).total_seconds()
+def find_all(folders):
+    """Return the runs in `folders` as find_runs does; of two equal ones that of the earlier folder."""
+    return {key: run for folder in reversed(folders) for key, run in find_runs(f"{glob.escape(folder)}/*").items()}
 
 
 def bin_returns(steps, returns, total, end):
@@ -109,7 +105,7 @@ def read_run(key, state, folder, status):
     evaluations = {int(step): float(value) for step, value in scalars.get("eval/episodic_return", ())}
     final = float(np.mean(returns[-LAST:])) if len(returns) else math.nan
     average = float(np.nanmean(curve)) if len(returns) else math.nan
-    row = key, state, status["step"], len(returns), final, average, seconds(status), status["start"]
+    row = key, state, status["step"], len(returns), final, average, wall_time(state, status), status["start"]
     row += status.get("commit"), status["versions"], curve, evaluations
     return dict(zip(COLUMNS, row, strict=True)) | {"source": folder, "damage": damage}
 
@@ -169,8 +165,7 @@ def read_all(folders=("runs",), files=None):
         folders: those that hold runs' folders; one that is missing has none.
         files: archives; None for all of the repository.
     """
-    found = {key: run for folder in reversed(folders) for key, run in find_runs(f"{glob.escape(folder)}/*").items()}
-    tables = [read_runs(found), *map(read_archive, archives() if files is None else files)]
+    tables = [read_runs(find_all(folders)), *map(read_archive, archives() if files is None else files)]
     rows = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
     best = rows["state"].map(STATES.index).sort_values(kind="stable").index  # runs/ before archives
     rows = rows.loc[best].drop_duplicates("key").reset_index(drop=True)
@@ -191,16 +186,16 @@ def main(args):
     if not args.study or Path(args.study).name != args.study or args.study.startswith("."):
         fail(f"STUDY {args.study!r}: must be the name of a folder in results/")
     path, cells = f"{ROOT}/results/{args.study}/runs.csv.gz", read_cells(args.grids or (args.study,))
-    found = {key: run for folder in args.runs for key, run in find_runs(f"{glob.escape(folder)}/*").items()}
     before = read_archive(path) if os.path.exists(path) else pd.DataFrame(columns=COLUMNS)
-    new = {k: run for k, run in found.items() if k in cells and run[0] in DONE and k not in set(before["key"])}
+    wanted = cells.keys() - set(before["key"])
+    new = {key: run for key, run in find_all(args.runs).items() if key in wanted and run[0] in DONE}
     rows = read_runs(new)
     if len(broken := rows[rows["damage"] != ""]):
         print(f"warning: left out, for damaged event files: {' '.join(broken['source'])}", file=sys.stderr)
         rows = rows[rows["damage"] == ""]
     if len(rows):
         write_archive(path, pd.concat([table[COLUMNS] for table in (before, rows) if len(table)]))
-    missing = len(cells.keys() - set(before["key"]) - set(rows["key"]))
+    missing = len(wanted - set(rows["key"]))
     print(f"{path}: {len(before)} runs before, {len(rows)} added, {missing} of the grid's {len(cells)} missing")
 
 

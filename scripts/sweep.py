@@ -20,6 +20,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import math
 import os
 import shlex
 import shutil
@@ -216,6 +217,14 @@ def find_run(cell):
     return find_runs(folders_like(cell.args)).get(cell.key, (None, None, None))
 
 
+def wall_time(state, status):
+    """The seconds of a run that finished without an interruption; NaN of any other."""
+    if state != "finished" or status["resumed_at"]:
+        return math.nan
+    begin, end = (datetime.datetime.fromisoformat(status[key]) for key in ("start", "end"))
+    return (end - begin).total_seconds()
+
+
 def seconds_per_step(runs):
     """From finished runs, a function that estimates a cell's; None where nothing like it has ended.
 
@@ -226,10 +235,9 @@ def seconds_per_step(runs):
     ]  # fmt: skip
     seconds, steps = defaultdict(float), defaultdict(int)
     for state, _, status in runs:
-        if state == "finished" and not status["resumed_at"]:
-            begin, end = (datetime.datetime.fromisoformat(status[key]) for key in ("start", "end"))
+        if not math.isnan(taken := wall_time(state, status)):
             for kind in alike(status["script"], status["args"]):
-                seconds[kind] += (end - begin).total_seconds()
+                seconds[kind] += taken
                 steps[kind] += status["total_timesteps"]
     return lambda cell: next(
         (seconds[k] / steps[k] for k in alike(os.path.basename(cell.script), asdict(cell.args)) if k in steps), None

@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from test_agents import AGENTS
 from test_runs import args_of as command_line
-from test_runs import evaluate, line, only_run, outcome, run, status
+from test_runs import evaluate, line, only_run, outcome, play, run, status
 from toy_envs import Toggle
 
 import hesscale_envs
@@ -448,16 +448,6 @@ gym.register(
     "Added-v0", lambda: gym.make("Pendulum-v1"),
     additional_wrappers=(W.TimeAwareObservation.wrapper_spec(), W.FrameStackObservation.wrapper_spec(stack_size=2)),
 )  # fmt: skip
-
-
-def play(env, actions):
-    seen = []
-    for action in actions:
-        obs, reward, terminated, truncated = env.step(action)
-        seen += [*obs.tolist(), reward, env.episode_return, env.episode_length, terminated, truncated]
-        if terminated or truncated:
-            seen += env.reset().tolist()
-    return seen
 
 
 @pytest.mark.parametrize("steps", [0, 90])

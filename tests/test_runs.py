@@ -271,6 +271,17 @@ def args_of(agent, *flags):
         return parse_args(AGENTS[agent].Args)
 
 
+def play(env, actions):
+    """Take these actions in a NormalizedEnv, through as many episodes as it takes; return all that was seen."""
+    seen = []
+    for action in actions:
+        obs, reward, terminated, truncated = env.step(action)
+        seen += [*obs.tolist(), reward, env.episode_return, env.episode_length, terminated, truncated]
+        if terminated or truncated:
+            seen += env.reset().tolist()
+    return seen
+
+
 @pytest.mark.parametrize("env_id", "Hopper-v4 HalfCheetah-v4 Ant-v4 Humanoid-v4 CartPole-v1 Pendulum-v1".split())
 def test_an_environment_goes_on_where_it_was(env_id):
     args = AGENTS["ppo"].Args(env_id=env_id)
@@ -279,15 +290,6 @@ def test_an_environment_goes_on_where_it_was(env_id):
     actions = rng.integers(2, size=300) if env.discrete else rng.normal(size=(300, env.action_dim)).astype(np.float32)
     env.reset(seed=1)
     other.reset(seed=2)
-
-    def play(env, actions):
-        seen = []
-        for action in actions:
-            obs, reward, terminated, truncated = env.step(action)
-            seen += [*obs.tolist(), reward, env.episode_return, env.episode_length, terminated, truncated]
-            if terminated or truncated:
-                seen += env.reset().tolist()
-        return seen
 
     play(env, actions[:90])
     play(other, actions[:7])
