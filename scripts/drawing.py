@@ -1,0 +1,223 @@
+"""How results are drawn and written: colours, panels, legends, files. Experiments and benchmarks use it too."""
+
+import io
+import math
+import os
+import re
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from hesscale_run import write_atomically
+from hesscale_utils import fail
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
+
+# label, colour, line, marker. The colours are Okabe and Ito's, which the colour-blind tell apart, made darker or
+# lighter for greyscale to tell them apart too; a scaled optimizer has its base's in light, dashed and hollow
+STYLES = {
+    "sgd": ("SGD", "#000000", "-", "v"),
+    "adam": ("Adam", "#003A5C", "-", "o"),
+    "adahessian": ("AdaHessian", "#94456F", (0, (6, 1, 1, 1)), "D"),
+    "adahesscale": ("AdaHesScale", "#D55E00", "-", "s"),
+    "adahesscalegn": ("AdaHesScaleGN", "#007F5C", (0, (6, 1, 1, 1, 1, 1)), "^"),
+    "scaled-sgd": ("Scaled SGD", "#7F7F7F", (0, (1, 1)), "v"),
+    "scaled-adam": ("Scaled Adam", "#46A5DE", (0, (5, 1.5)), "o"),
+    "scaled-adahessian": ("Scaled AdaHessian", "#DB9BC0", (0, (3, 1, 1, 1)), "D"),
+    "scaled-adahesscale": ("Scaled AdaHesScale", "#F0AE1F", (0, (3, 1)), "s"),
+    "scaled-adahesscalegn": ("Scaled AdaHesScaleGN", "#2DBE8C", (0, (5, 1, 1, 1, 1, 1)), "^"),
+}
+OTHERS = [("#CC79A7", "P"), ("#56B4E9", "X"), ("#009E73", "<"), ("#5A3A22", ">"), ("#8C8C00", "*"), ("#A0A0A0", "h")]
+plt.rcParams |= {
+    "font.size": 7, "axes.titlesize": 7.5, "axes.labelsize": 7.5, "figure.labelsize": 7.5, "legend.fontsize": 7,
+    "legend.title_fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.1, "lines.markersize": 3.3,
+    "lines.markeredgewidth": 0.8, "errorbar.capsize": 1.5, "axes.linewidth": 0.6, "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.alpha": 0.25, "grid.linewidth": 0.5, "pdf.fonttype": 42, "savefig.dpi": 220,
+    "figure.constrained_layout.use": True,
+}  # fmt: skip
+TEXT_WIDTH = 6.75  # inches, of a paper
+
+
+def label(name):
+    """Return what pictures call an agent or a series, which is an optimizer and, after commas, other flags."""
+    optimizer, *flags = name.split(", ")
+    return name.upper() if name in ("ppo", "a2c") else ", ".join([STYLES.get(optimizer, (optimizer,))[0], *flags])
+
+
+def order(name):
+    """Return the key that sorts series as STYLES has them, and then by the numbers of their other flags."""
+    optimizer, *flags = name.split(", ")
+    numbers = [float(number) for number in re.findall(r"-?\d[\d.]*(?:e-?\d+)?", " ".join(flags))]
+    return [*STYLES, optimizer].index(optimizer), numbers, flags
+
+
+def looks(series):
+    """Return how each series is drawn, {series: options of plot}, in their order."""
+    found, others = {}, iter(OTHERS * len(series))
+    for name in sorted({*series}, key=order):
+        color, marker = STYLES[name][1::2] if name in STYLES else next(others)
+        face = "white" if name.startswith("scaled-") else color
+        line = STYLES[name][2] if name in STYLES else (0, (4, 1, 1, 1))
+        found[name] = dict(color=color, linestyle=line, marker=marker, markerfacecolor=face)
+    return found
+
+
+def panels(rows, columns=4):
+    """Return a figure with a panel for each agent and environment of `rows`, and {(agent, env_id): axis}."""
+    keys = list(dict.fromkeys(zip(rows["agent"], rows["env_id"], strict=True)))
+    columns = min(columns, math.ceil(len(keys) / math.ceil(len(keys) / columns)))
+    lines = math.ceil(len(keys) / columns)
+    size = min(2.6 * columns + 0.4, TEXT_WIDTH), 1.5 * lines + 0.2
+    figure, grid = plt.subplots(lines, columns, figsize=size, squeeze=False)
+    for axis in grid.flat[len(keys) :]:
+        axis.set_visible(False)
+    for (agent, env_id), axis in zip(keys, grid.flat, strict=False):
+        axis.set_title(f"{label(agent)}, {env_id}")
+    return figure, dict(zip(keys, grid.flat, strict=False))
+
+
+def add_legend(figure, rows, note):
+    """Put the series, their numbers of runs (n) and a note above the panels."""
+    styles, runs = looks(rows["series"]), rows.groupby("series")["runs"].agg(["min", "max"])
+    numbers = {s: "\N{EN DASH}".join(map(str, sorted({*map(int, runs.loc[s])}))) for s in styles}
+    same = len({*numbers.values()}) == 1
+    names = [label(s) + f" (n = {numbers[s]})" * (not same) for s in styles]
+    handles = [Line2D([], [], label=name, **style) for name, style in zip(names, styles.values(), strict=True)]
+    per_line = max(1, int(figure.get_figwidth() / (0.5 + 0.053 * max(map(len, names)))))
+    lines = math.ceil(len(handles) / per_line)
+    figure.set_figheight(figure.get_figheight() + 0.15 * (lines + 2))
+    options = dict(ncols=math.ceil(len(handles) / lines), handlelength=2.6, columnspacing=1.4)
+    title = f"n = {next(iter(numbers.values()))}; {note}" if same else note
+    figure.legend(handles=handles, loc="outside upper center", title=title, **options)
+
+
+def error_bar(axis, x, y, low, high, sideways=False, **style):
+    """Draw points with the ends of their intervals, which may be NaN."""
+    error = np.nan_to_num([np.subtract(y, low), np.subtract(high, y)]).clip(0).reshape(2, -1)
+    x, y, where = (y, x, "xerr") if sideways else (x, y, "yerr")
+    axis.errorbar(x, y, **{where: error}, elinewidth=0.8, **style | {"linestyle": ""})
+
+
+def limit(axis, values):
+    """Show `values` and what lies around them, but not the whole of intervals that two or three runs have."""
+    space = 0.35 * (np.max(values) - np.min(values)) or 1
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, np.min(values) - space), min(high, np.max(values) + space))
+
+
+def draw_curves(rows, baseline):
+    figure, axes = panels(rows)
+    unit, unit_name = (1e6, "millions") if rows["step"].max() > 9e5 else (1e3, "thousands")
+    styles = looks(rows["series"])
+    for (agent, env_id, series), curve in rows.groupby(["agent", "env_id", "series"], sort=False):
+        axis, style, place = axes[agent, env_id], styles[series], list(styles).index(series)
+        axis.plot(curve["step"] / unit, curve["value"], markevery=(3 + 4 * place % 20, 20), **style)
+        axis.fill_between(
+            curve["step"] / unit, curve["value_low"], curve["value_high"], color=style["color"], alpha=0.16, lw=0
+        )
+        axis.locator_params(nbins=4)
+    for key, part in rows.groupby(["agent", "env_id"]):
+        limit(axes[key], part["value"])
+    figure.supxlabel(f"environment steps ({unit_name})")
+    figure.supylabel("episodic return")
+    add_legend(figure, rows, "95% t intervals")
+    return figure
+
+
+def anchors(baseline):
+    return f"score: 0 untrained, 1 {baseline} at its best step size"
+
+
+def draw_step_sizes(rows, baseline):
+    figure, axes = panels(rows)
+    styles = looks(rows["series"])
+    for (agent, env_id, series), part in rows.groupby(["agent", "env_id", "series"], sort=False):
+        axis, style, place = axes[agent, env_id], styles[series], list(styles).index(series)
+        axis.plot(part["learning_rate"], part["value"], **style | {"marker": ""})
+        beside = 1.06 ** (place - len(styles) // 2)  # or the intervals at a step size would hide one another
+        error_bar(axis, part["learning_rate"] * beside, part["value"], part["value_low"], part["value_high"], **style)
+        diverged = part[part["diverged"] > 0]["learning_rate"]
+        axis.plot(diverged * beside**2, 0 * diverged, "x", color=style["color"], ms=5, mew=1.4, zorder=4)
+    for key, part in rows.groupby(["agent", "env_id"]):
+        limit(axes[key], [-0.1, 1, *part["value"]])
+        axes[key].set_xscale("log")
+    note = r"; $\times$: some runs diverged, and count as 0" * bool((rows["diverged"] > 0).any())
+    figure.supxlabel("step size")
+    figure.supylabel("score")
+    add_legend(figure, rows, f"{anchors(baseline)}; 95% t intervals" + note)
+    return figure
+
+
+def draw_sensitivity(rows, baseline):
+    agents, styles = rows["agent"].unique(), looks(rows["series"])
+    figure, grid = plt.subplots(1, len(agents), figsize=(max(4.5, 2.9 * len(agents)), 2.3), squeeze=False)
+    for agent, axis in zip(agents, grid[0], strict=True):
+        for row in rows[rows["agent"] == agent].itertuples():
+            error_bar(axis, row.best, row.phi, row.phi_low, row.phi_high, **styles[row.series])
+            error_bar(axis, row.phi, row.best, row.best_low, row.best_high, sideways=True, **styles[row.series])
+        axis.set(title=label(agent), xlabel="performance, step size tuned for each environment")
+        axis.set_ylim(bottom=min(-0.02, axis.get_ylim()[0]))
+    grid[0][0].set_ylabel("sensitivity $\\Phi$ to the step size")
+    add_legend(figure, rows, "right and low is good; 95% bootstrap intervals")
+    return figure
+
+
+def draw_aggregate(rows, baseline):
+    agents, styles = rows["agent"].unique(), looks(rows["series"])
+    size = TEXT_WIDTH, (0.16 * len(styles) + 0.6) * len(agents) + 0.2
+    figure, grid = plt.subplots(len(agents), 3, figsize=size, squeeze=False, width_ratios=[1, 1, 1.3])
+    for agent, axes in zip(agents, grid, strict=True):
+        for (series, quantity), part in rows[rows["agent"] == agent].groupby(["series", "quantity"], sort=False):
+            place, style = list(styles).index(series), styles[series]
+            if quantity == "share of runs above":
+                axes[2].plot(
+                    part["over"], part["value"], drawstyle="steps-post", markevery=(5 + 3 * place, 25), **style
+                )
+                axes[2].fill_between(
+                    part["over"],
+                    part["value_low"],
+                    part["value_high"],
+                    step="post",
+                    alpha=0.15,
+                    lw=0,
+                    color=style["color"],
+                )
+            else:
+                axis = axes[0 if quantity == "interquartile mean" else 1]
+                error_bar(axis, place, part["value"], part["value_low"], part["value_high"], sideways=True, **style)
+        for axis in axes[:2]:
+            axis.set(yticks=range(len(styles)), yticklabels=map(label, styles), ylim=(len(styles) - 0.5, -0.5))
+        axes[0].set(title=label(agent), xlabel="interquartile mean score")
+        axes[1].set(xlim=(-0.05, 1.05), yticklabels=[], xlabel=f"P(better than\n{baseline})")
+        axes[2].set(ylim=(-0.03, 1.03), xlabel="score", ylabel="share of runs above")
+    add_legend(figure, rows, f"{anchors(baseline)}; 95% bootstrap intervals")
+    return figure
+
+
+def write(path, content):
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        write_atomically(os.path.abspath(path), content)
+    except OSError as error:
+        fail(f"--out: {error}")
+    print(path, flush=True)
+
+
+def write_csv(path, rows):
+    """Write a table; numbers have six digits, and an empty field means that there is none."""
+    write(path, rows.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+
+
+def write_figure(prefix, figure):
+    """Write a figure as PNG and PDF; the same figure makes the same bytes."""
+    for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
+        content = io.BytesIO()
+        figure.savefig(content, format=kind, metadata=metadata)
+        write(f"{prefix}.{kind}", content.getvalue())
+    plt.close(figure)

@@ -1,0 +1,127 @@
+"""Read runs, from their folders and from the archives in results/, as a table with a row a run."""
+
+import glob
+import json
+import logging
+import math
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+from sweep import STATES, agent_name, cores, defaults, find_runs, wall_time
+
+from hesscale_run import FREE_FLAGS, identity
+from hesscale_utils import check_installed, fail
+
+check_installed("pandas", f"scripts/{os.path.basename(sys.argv[0])}", "requirements-study.txt")
+import pandas as pd
+
+BINS, LAST = 100, 50
+COLUMNS = "key state step episodes final_return mean_return seconds start commit versions curve evaluations".split()
+
+
+def describe(key):
+    """Return a run's agent and arguments {name: value}, with today's default for an argument that it does not have."""
+    script, args = json.loads(key)
+    today = {name: value for name, value in (defaults(script) or {}).items() if name not in FREE_FLAGS}
+    return {"agent": agent_name(script)} | today | args
+
+
+def bin_returns(steps, returns, total, end):
+    """Return a learning curve in BINS bins of steps, as in the paper's figures.
+
+    Args:
+        steps, returns: of the episodes' ends [episodes]; the first step is 1.
+        total: steps that the run was to make.
+        end: steps that it made.
+
+    Returns:
+        [BINS]: the mean return of the episodes that ended in a bin; where none did, what lies between its
+        neighbours; NaN after the run's end.
+    """
+    curve = np.full(BINS, np.nan)
+    if len(returns):
+        bins = np.clip((steps - 1) * BINS // total, 0, BINS - 1)
+        number = np.bincount(bins, minlength=BINS)
+        ended, sums = np.flatnonzero(number), np.bincount(bins, returns, BINS)
+        until = max(bins.max(), min((end - 1) * BINS // total, BINS - 1)) + 1
+        curve[:until] = np.interp(np.arange(until), ended, sums[ended] / number[ended])
+    return curve
+
+
+def read_run(key, state, folder, status):
+    """Return a run's row: COLUMNS, its folder as `source`, and how its event files are damaged ("" if they are not).
+
+    The final return is the mean over the last LAST episodes, the mean return that over the curve's bins.
+    TensorBoard's reader leaves out what a resumed run has logged again.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it would tell of that
+    scalars, last, damage = {}, 0, ""
+    try:
+        events = EventAccumulator(folder, size_guidance={"scalars": 0}).Reload()
+        tags = events.Tags()
+        scalars = {tag: np.array([(e.step, e.value) for e in events.Scalars(tag)]) for tag in tags["scalars"]}
+        text_steps = [events.Tensors(tag)[-1].step for tag in tags["tensors"]]
+        last = max([steps[-1, 0] for steps in scalars.values()] + text_steps, default=0)
+    except Exception as error:  # whatever a damaged file makes the reader raise
+        damage = " ".join(f"can't be read: {type(error).__name__}: {error}".split())
+    steps, returns = scalars.get("charts/episodic_return", np.empty((0, 2))).T
+    if not (finite := np.isfinite(returns)).all():
+        damage = f"{(~finite).sum()} of {len(returns)} returns not finite, and left out"
+    steps, returns = steps[finite].astype(int), returns[finite]
+    # an unfinished A2C run may be 2048 steps past its last log, and a running one any number
+    past = {"finished": 0, "diverged": 0, "running": math.inf}.get(state, 2048)
+    if last < status["step"] - past:
+        damage = damage or f"ends at step {last:.0f} of {status['step']}"
+    curve = bin_returns(steps, returns, status["total_timesteps"], last)
+    evaluations = {int(step): float(value) for step, value in scalars.get("eval/episodic_return", ())}
+    final, mean = (np.mean(returns[-LAST:]), np.nanmean(curve)) if len(returns) else (math.nan, math.nan)
+    row = key, state, status["step"], len(returns), float(final), float(mean), wall_time(state, status)
+    row += status["start"], status.get("commit"), status["versions"], curve, evaluations
+    return dict(zip(COLUMNS, row, strict=True)) | {"source": folder, "damage": damage}
+
+
+def read_runs(folders, wanted=lambda key, state: True):
+    """Return the runs in `folders` that are `wanted` as a table; of two with a key that of the earlier folder."""
+    found = {key: run for folder in reversed(folders) for key, run in find_runs(f"{glob.escape(folder)}/*").items()}
+    jobs = [(key, *run) for key, run in found.items() if wanted(key, run[0])]
+    if not jobs:
+        return pd.DataFrame(columns=[*COLUMNS, "source", "damage"])
+    with ProcessPoolExecutor(min(cores(), len(jobs))) as pool:
+        rows = pool.map(read_run, *zip(*jobs, strict=True), chunksize=4)
+        return pd.DataFrame(list(tqdm(rows, "reading", len(jobs), unit=" runs", disable=None)))
+
+
+def read_archive(path):
+    """Return an archive as a table of COLUMNS and its path in `source`; end the program if it can't be read."""
+    try:
+        rows = pd.read_csv(path, dtype={"commit": str}, keep_default_na=False, na_values={c: [""] for c in COLUMNS})
+        rows = rows[COLUMNS].astype({"evaluations": object})
+        keys = [json.loads(key) for key in rows["key"]]
+        rows["key"] = [identity(script, (defaults(script) or {}) | args) for script, args in keys]
+        rows["versions"] = rows["versions"].map(json.loads)
+        rows["curve"] = [np.array([float(x or "nan") for x in text.split(" ")]) for text in rows["curve"]]
+        rows["evaluations"] = rows["evaluations"].map(lambda text: json.loads(text) if isinstance(text, str) else {})
+    except Exception as error:  # whatever a damaged file makes gzip, pandas or json raise
+        fail(f"{path}: is not an archive that can be read ({type(error).__name__}: {error})")
+    return rows.assign(source=path, damage="")
+
+
+def read_all(folders, archives):
+    """Return the runs of `folders` and of `archives` as one table with the columns of describe too.
+
+    Of runs with the same key it has that in the better state, and of equal ones that in a folder.
+    """
+    tables = [read_runs(folders), *map(read_archive, archives)]
+    rows = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+    better = rows["state"].map(STATES.index).sort_values(kind="stable").index
+    rows = rows.loc[better].drop_duplicates("key").sort_index().reset_index(drop=True)
+    return pd.concat([rows, pd.DataFrame(map(describe, rows["key"]), rows.index)], axis=1)
