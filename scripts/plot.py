@@ -142,7 +142,9 @@ def prepare(rows, args):
     panels = [rows[column] for column in (*PANEL, "selection")]
     start = rows["curve"].map(lambda curve: curve[0]).groupby(panels).transform("mean")
     if args.evaluations:
-        values = rows["evaluations"].map(lambda evaluations: [evaluations[step] for step in sorted(evaluations)])
+        values = rows["evaluations"].map(
+            lambda evaluations: [evaluations[step] for step in sorted(evaluations)] or [np.nan]
+        )
         rows = rows.assign(final_return=values.map(lambda v: v[-1]), mean_return=values.map(np.mean))
     for name in RETURNS:
         rows[name] = rows[f"{name}_return"].where(rows["state"] != "diverged", start)
