@@ -11,7 +11,6 @@ its optimizers go through whole. The peers are those of critic.py. The picture l
 results/cost.png.
 """
 
-import csv
 import datetime
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import critic
 import numpy as np
+from tables import write_csv
 from timing import ROOT, check_table, in_turns, limit_threads, processor
 from tqdm import tqdm
 
@@ -28,6 +28,7 @@ from hesscale_utils import check_installed, parse_args
 check_installed("matplotlib", "benchmarks/cost.py", "requirements-study.txt")
 import matplotlib
 import matplotlib.pyplot as plt
+from drawing import COLORS
 from matplotlib.ticker import LogLocator
 
 matplotlib.use("Agg")
@@ -36,17 +37,16 @@ OURS = ("adam", "adahesscalegn", "adahesscale", "adahessian")
 PEERS = ("AdaHessian of pytorch_optimizer", "the authors' AdaHesScaleGN", "the authors' AdaHesScale")
 TARGETS = {"adahesscalegn": 1.25, "adahesscale": 2.0, "adahessian": 3.0}  # the paper's averages
 
-# Okabe and Ito's colours, which the colour-blind tell apart, and markers for greyscale; later markers are smaller,
-# because our curves lie on each other; curves of others are dashed or black
+# markers are for greyscale; later ones are smaller, because our curves lie on each other; others' are dashed or black
 STYLES = {
-    critic.REFERENCE: dict(label="Adam, torch", color="black", marker="s", markersize=5),
-    "adam": dict(label="Adam, ours", color="#0072B2", marker="o", markersize=9),
-    "adahesscalegn": dict(label="AdaHesScaleGN, ours", color="#009E73", marker="^", markersize=7),
-    "adahesscale": dict(label="AdaHesScale, ours", color="#D55E00", marker="D", markersize=3.5),
-    "adahessian": dict(label="AdaHessian, ours", color="#CC79A7", marker="v", markersize=7),
-    PEERS[1]: dict(label="AdaHesScaleGN, authors'", color="#009E73", marker="^", markersize=7),
-    PEERS[2]: dict(label="AdaHesScale, authors'", color="#D55E00", marker="D", markersize=5),
-    PEERS[0]: dict(label="AdaHessian, pytorch_optimizer", color="#CC79A7", marker="v", markersize=5),
+    critic.REFERENCE: dict(label="Adam, torch", color=COLORS["black"], marker="s", markersize=5),
+    "adam": dict(label="Adam, ours", color=COLORS["blue"], marker="o", markersize=9),
+    "adahesscalegn": dict(label="AdaHesScaleGN, ours", color=COLORS["green"], marker="^", markersize=7),
+    "adahesscale": dict(label="AdaHesScale, ours", color=COLORS["vermilion"], marker="D", markersize=3.5),
+    "adahessian": dict(label="AdaHessian, ours", color=COLORS["purple"], marker="v", markersize=7),
+    PEERS[1]: dict(label="AdaHesScaleGN, authors'", color=COLORS["green"], marker="^", markersize=7),
+    PEERS[2]: dict(label="AdaHesScale, authors'", color=COLORS["vermilion"], marker="D", markersize=5),
+    PEERS[0]: dict(label="AdaHessian, pytorch_optimizer", color=COLORS["purple"], marker="v", markersize=5),
 }
 
 
@@ -156,10 +156,7 @@ def main(args):
         print_table(rows, panel)
     if args.csv is None:
         return
-    with args.csv.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write_csv(args.csv, rows, digits=5)
     draw(rows, args.csv.with_suffix(".png"))
 
 

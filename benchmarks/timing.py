@@ -3,7 +3,6 @@
 Importing this module makes the repository's modules importable from benchmarks/.
 """
 
-import csv
 import datetime
 import os
 import platform
@@ -16,7 +15,8 @@ import threadpoolctl
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+from tables import write_csv
 
 
 def limit_threads():
@@ -93,15 +93,7 @@ def report(title, times, base, unit="us", path=None):
             "date": datetime.date.today().isoformat(), "processor": processor(),
         })  # fmt: skip
     if path is not None:
-        rows = [{k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        write_csv(path, rows, digits=5, append=True)
     return {row["name"]: float(row["ratio"]) for row in rows}
 
 

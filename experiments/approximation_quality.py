@@ -15,7 +15,6 @@ An error is the L1 distance to the exact diagonal, summed over layers and averag
 it by HesScale's in the same initialization or run. Intervals are Student's, 95%, over initializations or seeds.
 """
 
-import csv
 import gzip
 import itertools
 import math
@@ -30,6 +29,7 @@ import numpy as np
 import torch
 from minibatches import MOMENTS, RunArgs, one_by_one, record
 from scipy.stats import t as students_t  # comes with scikit-learn
+from tables import write_csv
 from tqdm import tqdm
 
 from hesscale_core import TanhMLP, cross_entropy_loss
@@ -187,13 +187,6 @@ def table(errors, **cell):
     return rows
 
 
-def write_csv(rows, path):
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-
-
 def print_table(title, rows):
     totals = {row["method"]: row for row in rows if row["layer"] == "all"}
     print(f"\n{title}: L1 error normalized by HesScale's, all layers")
@@ -311,7 +304,7 @@ def main(args):
     if args.part != "rl":
         errors, prefix = image_errors(*images, args), f"{args.out}_images"
         rows = table(errors, loss="cross-entropy", data=args.data.name if args.data else "digits", batch=1)
-        write_csv(rows, Path(prefix + ".csv"))
+        write_csv(f"{prefix}.csv", rows, digits=4)
         print_table("images", rows)
         draw_images(errors, prefix)
     if args.part != "images":
@@ -320,7 +313,7 @@ def main(args):
             cell = table(errors, agent=agent, env_id=env_id, loss=network, moment=moment, batch=batch)
             print_table(f"{agent} on {env_id}, {network}, {moment}, batch of {batch}", cell)
             rows += cell
-        write_csv(rows, Path(prefix + ".csv"))
+        write_csv(f"{prefix}.csv", rows, digits=4)
         draw_rl(cells, prefix)
 
 

@@ -27,7 +27,7 @@ import torch
 from torch.func import grad, hessian, jacrev, jvp, vmap
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from hesscale_core import (  # noqa: E402
     Gaussian,
     TanhMLP,
@@ -40,22 +40,23 @@ from hesscale_utils import check_installed  # noqa: E402
 
 for package in "matplotlib", "scipy", "sklearn":  # here, since every experiment imports this file first
     check_installed(package, "experiments/", "requirements-study.txt")
+from drawing import COLORS  # noqa: E402
 
 GROUPS = 64  # groups of one sample computed at a time, fewer of larger batches: takes a few hundred MB
 PIECE = 10  # AdaHessian's samples computed at a time, each a vector as long as the parameters
 
-# Okabe and Ito's colours; markers tell the methods apart in greyscale, and where lines cross
+# markers tell the methods apart in greyscale, and where lines cross
 METHODS = {
-    "HesScale": dict(color="#D55E00", marker="D"),
-    "HesScaleGN": dict(color="#009E73", marker="^"),
-    "GGN": dict(color="#0072B2", marker="s"),
-    "GGN-MC50": dict(color="#56B4E9", marker="o"),
-    "GGN-MC1": dict(color="#56B4E9", marker="o", markerfacecolor="white"),
-    "BL89": dict(color="#E69F00", marker="P"),
-    "g²": dict(color="#888888", marker="X"),
-    "AdaHessian-MC50": dict(color="#CC79A7", marker="v"),
-    "AdaHessian-MC1": dict(color="#CC79A7", marker="v", markerfacecolor="white"),
-    "|diag(H)|": dict(color="black", marker="_"),  # the distance to zero, for reference
+    "HesScale": dict(color=COLORS["vermilion"], marker="D"),
+    "HesScaleGN": dict(color=COLORS["green"], marker="^"),
+    "GGN": dict(color=COLORS["blue"], marker="s"),
+    "GGN-MC50": dict(color=COLORS["sky"], marker="o"),
+    "GGN-MC1": dict(color=COLORS["sky"], marker="o", markerfacecolor="white"),
+    "BL89": dict(color=COLORS["orange"], marker="P"),
+    "g²": dict(color=COLORS["grey"], marker="X"),
+    "AdaHessian-MC50": dict(color=COLORS["purple"], marker="v"),
+    "AdaHessian-MC1": dict(color=COLORS["purple"], marker="v", markerfacecolor="white"),
+    "|diag(H)|": dict(color=COLORS["black"], marker="_"),  # the distance to zero, for reference
 }
 
 

@@ -22,16 +22,24 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from approximation_quality import interval, load_images, make_network, plain, save, sgd_step, write_csv
+from approximation_quality import interval, load_images, make_network, plain, save, sgd_step
+from drawing import COLORS
 from matplotlib.colors import LogNorm
 from minibatches import RunArgs, one_by_one, record
+from tables import write_csv
 from tqdm import tqdm
 
 from hesscale_utils import fail, limit_threads, parse_args
 
 matplotlib.use("Agg")
 PAPER = {"before": (0.94, 0.91, 0.89, 0.91), "after": (0.75, 0.54, 0.81, 0.98)}  # Table 1
-SHADES = {"before": "#56B4E9", "after": "#D55E00", "start": "#56B4E9", "middle": "#009E73", "end": "#D55E00"}
+SHADES = {
+    "before": COLORS["sky"],
+    "after": COLORS["vermilion"],
+    "start": COLORS["sky"],
+    "middle": COLORS["green"],
+    "end": COLORS["vermilion"],
+}
 SHAPES = "osD^v"
 
 
@@ -191,7 +199,7 @@ def draw(cells, rows, prefix):
     def mark(label, **look):
         return plt.Line2D([], [], linestyle="", label=label, **look)
 
-    names = {"#56B4E9": "before, start", "#009E73": "middle", "#D55E00": "after, end"}
+    names = {COLORS["sky"]: "before, start", COLORS["green"]: "middle", COLORS["vermilion"]: "after, end"}
     handles = [mark(name, marker="o", markersize=4, color=color) for color, name in names.items()]
     handles += [mark(e, marker=SHAPES[env_ids.index(e) % 5], markersize=4, color="black") for e in env_ids if e]
     handles += [mark("the paper's", marker="_", markersize=9, color="black")]
@@ -214,7 +222,7 @@ def main(args):
     measure_rl(cells, args)
     rows = table(cells)
     print_table(rows)
-    write_csv(rows, Path(f"{args.out}.csv"))
+    write_csv(f"{args.out}.csv", rows, digits=4)
     draw(cells, rows, args.out)
 
 

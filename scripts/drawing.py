@@ -18,8 +18,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
-# label, colour, line, marker. The colours are Okabe and Ito's, which the colour-blind tell apart, made darker or
-# lighter for greyscale to tell them apart too; a scaled optimizer has its base's in light, dashed and hollow
+# Okabe and Ito's, which the colour-blind tell apart
+COLORS = dict(black="#000000", orange="#E69F00", sky="#56B4E9", green="#009E73", blue="#0072B2", vermilion="#D55E00",
+              purple="#CC79A7", grey="#888888")  # fmt: skip
+# label, colour, line, marker of an optimizer. The colours are made darker or lighter, for greyscale to tell them apart
+# too; a scaled optimizer has its base's in light, dashed and hollow
 STYLES = {
     "sgd": ("SGD", "#000000", "-", "v"),
     "adam": ("Adam", "#003A5C", "-", "o"),
@@ -32,8 +35,8 @@ STYLES = {
     "scaled-adahesscale": ("Scaled AdaHesScale", "#F0AE1F", (0, (3, 1)), "s"),
     "scaled-adahesscalegn": ("Scaled AdaHesScaleGN", "#2DBE8C", (0, (5, 1, 1, 1, 1, 1)), "^"),
 }
-OTHERS = [("#CC79A7", "P"), ("#56B4E9", "X"), ("#009E73", "<"), ("#5A3A22", ">"), ("#8C8C00", "*"), ("#A0A0A0", "h")]
-plt.rcParams |= {
+OTHERS = [*zip((*map(COLORS.get, ("purple", "sky", "green")), "#5A3A22", "#8C8C00", "#A0A0A0"), "PX<>*h", strict=True)]
+RC = {  # matplotlib's settings of the pictures for a paper
     "font.size": 7, "axes.titlesize": 7.5, "axes.labelsize": 7.5, "figure.labelsize": 7.5, "legend.fontsize": 7,
     "legend.title_fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.1, "lines.markersize": 3.3,
     "lines.markeredgewidth": 0.8, "errorbar.capsize": 1.5, "axes.linewidth": 0.6, "xtick.major.width": 0.6,
@@ -207,11 +210,6 @@ def write(path, content):
     except OSError as error:
         fail(f"--out: {error}")
     print(path, flush=True)
-
-
-def write_csv(path, rows):
-    """Write a table; numbers have six digits, and an empty field means that there is none."""
-    write(path, rows.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
 
 
 def write_figure(prefix, figure):

@@ -33,6 +33,7 @@ import tyro
 from drawing import label, looks
 from reading import BINS, COLUMNS, ROOT, describe, pd, read_all  # which checks that pandas is there
 from sweep import ABOUT, DONE, read_cells
+from tables import write_csv
 
 from hesscale_utils import fail, parse_args
 
@@ -316,6 +317,7 @@ def main(args):
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         fail(f"--out {args.out}: {folder} is not a folder that can be written to")
     report, drawn = prepare(choose(args), args)
+    drawing.plt.rcParams |= drawing.RC
     several = report.groupby([*PANEL, "series"])["learning_rate"].nunique().max() > 1
     if {"step-sizes", "sensitivity"} & {*args.what} and not several:
         fail(f"--what {words(args.what)}: no optimizer was run at more than one step size; make such runs")
@@ -328,7 +330,8 @@ def main(args):
             else:
                 figure = getattr(drawing, f"draw_{name.replace('-', '_')}")(rows, label(args.baseline))
                 drawing.write_figure(prefix, figure)
-            drawing.write_csv(f"{prefix}.csv", rows)
+            write_csv(f"{prefix}.csv", rows.to_dict("records"))
+            print(f"{prefix}.csv", flush=True)
 
 
 if __name__ == "__main__":

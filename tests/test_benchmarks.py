@@ -62,9 +62,13 @@ def test_the_peers_environment_has_the_packages_that_its_scripts_import(script):
                 names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
                 modules = {name.partition(".")[0] for name in names} - imported
                 imported |= modules
-                paths = [folder / f"{module}.py" for module in modules for folder in (ROOT, ROOT / "benchmarks")]
+                paths = [
+                    folder / f"{module}.py"
+                    for module in modules
+                    for folder in (ROOT, ROOT / "benchmarks", ROOT / "scripts")
+                ]
                 scripts += [path for path in paths if path.exists()]
-    ours = {path.stem for folder in (ROOT, ROOT / "benchmarks") for path in folder.glob("*.py")}
+    ours = {path.stem for folder in (ROOT, ROOT / "benchmarks", ROOT / "scripts") for path in folder.glob("*.py")}
     assert "torch" in imported
     assert imported - ours - sys.stdlib_module_names <= installed
 
