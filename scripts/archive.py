@@ -16,9 +16,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import tyro
-from reading import COLUMNS, ROOT, read_archive, read_runs
+from reading import COLUMNS, ROOT, pd, read_archive, read_runs
 from sweep import DONE, read_cells
 
 from hesscale_run import write_atomically

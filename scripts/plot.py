@@ -1,6 +1,6 @@
 """Draw what runs say of the optimizers, as PNG and PDF, with the drawn numbers beside them as CSV.
 
-    scripts/run.sh scripts/plot.py study --out results/study/all   # the runs of scripts/grids/study.toml
+    scripts/run.sh scripts/plot.py quick --out plots/quick         # the runs of scripts/grids/quick.toml
     scripts/run.sh scripts/plot.py --out plots/all                 # every run in runs/
     scripts/run.sh scripts/plot.py selection --by delta --where "agent == 'ppo'" --out plots/radius
 

@@ -11,7 +11,7 @@ if [ $# -gt 0 ] && [ ! -f "$1" ] && [ -f "$root/$1" ]; then
 fi
 files=(requirements.txt)
 if [ -f "${1:-}" ]; then
-    ! grep -Eq '^ *(import|from) (matplotlib|pandas|scipy|sklearn)' "$1" || files+=(requirements-study.txt)
+    ! grep -Eq '^ *(import|from) (matplotlib|pandas|scipy|sklearn|reading|drawing)' "$1" || files+=(requirements-study.txt)
     ! grep -q pytest "$1" || files=(requirements.txt requirements-{study,extras,dev}.txt)
 fi
 . "$root/scripts/venv.sh" "${files[@]}" -- "$@"
