@@ -18,7 +18,7 @@ that diverged counts as untrained.
 """
 
 import glob
-import itertools
+import math
 import os
 import sys
 from collections import Counter
@@ -30,8 +30,8 @@ import drawing
 import numpy as np
 import stats
 import tyro
-from drawing import label, looks
-from reading import BINS, COLUMNS, ROOT, describe, pd, read_all  # which checks that pandas is there
+from drawing import label, order
+from reading import BINS, COLUMNS, ROOT, pd, read_all  # which checks that pandas is there
 from sweep import ABOUT, DONE, read_cells
 from tables import write_csv
 
@@ -41,7 +41,7 @@ from hesscale_utils import fail, parse_args
 # episodes (docs.cleanrl.dev, benchmark of ppo_continuous_action.py)
 CLEANRL = {"Hopper-v4": "2383 ± 676", "HalfCheetah-v4": "1443 ± 114", "Walker2d-v4": "2288 ± 1421",
            "InvertedPendulum-v4": "963 ± 55", "Humanoid-v4": "716 ± 122"}  # fmt: skip
-PANEL, ENDS = ["agent", "env_id"], ("", "_low", "_high")
+PANEL = ["agent", "env_id"]
 RETURNS = {"final": "final return", "mean": "mean return over the run"}
 
 
@@ -90,9 +90,12 @@ def choose(args):
             fail(f"--runs {folder}: there is no such folder; name one that holds runs' folders, as runs")
     cells = read_cells(args.grids) if args.grids else {}
     rows = read_all(args.runs, sorted(glob.glob(f"{ROOT}/results/*/runs.csv.gz")) if cells else [])
-    if cells:
-        missing = [{"key": key, "state": "missing"} | describe(key) for key in cells.keys() - set(rows["key"])]
-        rows = pd.concat([rows[rows["key"].isin(cells.keys())], pd.DataFrame(missing)], ignore_index=True)
+    if missing := len(cells.keys() - set(rows["key"])):
+        warning = (
+            f"warning: {missing} of the grid's {len(cells)} runs are missing; scripts/sweep.sh --dry-run names them"
+        )
+        print(warning, file=sys.stderr)
+    rows = rows[rows["key"].isin(cells.keys())] if cells else rows
     rows = rows.assign(selection=[key in cells and getattr(cells[key], "selection", False) for key in rows["key"]])
     by = [name.replace("-", "_") for name in args.by]
     if unknown := {*by} - {*rows.columns}:
@@ -102,7 +105,7 @@ def choose(args):
             rows = rows.query(args.where)
         except Exception as error:  # whatever the expression raises
             fail(f"--where {args.where}: {error}; it is a condition as \"optimizer == 'adam'\"")
-    if not (rows["state"] != "missing").any():
+    if not len(rows):
         fail(f"--runs {words(args.runs)}: has none of these runs; make some, as scripts/sweep.sh quick does")
     about = {*COLUMNS, *ABOUT, *by, "source", "damage", "selection"} - {"total_timesteps"}
     for (agent, _), part in rows.groupby(["agent", "selection"]):
@@ -110,26 +113,24 @@ def choose(args):
             if len(values := part[name].map(str).unique()) > 1:
                 flag = f"--{name.replace('_', '-')} {words(values)}"
                 fail(f'{flag}: {agent} has runs with each; add --by {name}, or --where "{name} == {values[0]}"')
-    for name in reversed(by):
-        rows = rows.sort_values(name, kind="stable")
     flags = ["".join(f", {name} {words([row[name]])}" for name in by) for row in rows.to_dict("records")]
     rows = rows.assign(series=rows["optimizer"] + flags)
+    rows = rows.sort_values("seed").sort_values("series", key=lambda names: names.map(order), kind="stable")
+    rows = rows.sort_values(PANEL, kind="stable")
     roles = rows.groupby([*PANEL, "seed"])["selection"].nunique()
     if (roles > 1).any():
         seed = roles[roles > 1].index[0][-1]
         fail(f"seed {seed}: is for selection and for the report too; a step size must be chosen on seeds of its own")
 
-    there = rows["state"] != "missing"
-    sources = Counter(os.path.relpath(s) if s.endswith(".gz") else "runs/" for s in rows.loc[there, "source"])
+    sources = Counter(os.path.relpath(s) if s.endswith(".gz") else "runs/" for s in rows["source"])
     print("; ".join(f"{n} runs from {source}" for source, n in sources.items()))
-    warn(rows[~there], "missing from the grid")
-    drawn = there & (rows["evaluations" if args.evaluations else "episodes"].map(bool) | (rows["state"] == "diverged"))
-    warn(rows[there & ~drawn], f"left out, without {'an evaluation' if args.evaluations else 'the end of an episode'}")
+    drawn = rows["evaluations" if args.evaluations else "episodes"].map(bool) | (rows["state"] == "diverged")
+    warn(rows[~drawn], f"left out, without {'an evaluation' if args.evaluations else 'the end of an episode'}")
     warn(rows[drawn & ~rows["state"].isin(DONE)], "unfinished, and drawn as far as they went")
     warn(rows[rows["state"] == "diverged"], "diverged, and counted as untrained")
-    warn(rows[drawn & (rows["damage"] != "")], f"damaged ({words(rows.loc[drawn, 'damage'].unique())})")
-    versions = Counter(str(v.get("mujoco")) for v in rows.loc[there, "versions"])
-    warn(rows[there] if len(versions) > 1 else rows[:0], f"of several versions of MuJoCo ({words(versions)})")
+    warn(rows[rows["damage"] != ""], f"damaged ({words(rows['damage'].unique())})")
+    versions = Counter(str(v.get("mujoco")) for v in rows["versions"])
+    warn(rows if len(versions) > 1 else rows[:0], f"of several versions of MuJoCo ({words(versions)})")
     if not drawn.any():
         fail("none of the runs has got as far as the end of an episode; let them go on, or make others")
     return rows[drawn].reset_index(drop=True)
@@ -141,92 +142,81 @@ def prepare(rows, args):
     Adds the final and the mean return, in which a run that diverged counts as untrained, and their scores.
     """
     panels = [rows[column] for column in (*PANEL, "selection")]
-    start = rows["curve"].map(lambda curve: curve[0]).groupby(panels).transform("mean")
+    untrained = rows["curve"].map(lambda curve: curve[0]).groupby(panels).transform("mean")
+    rows = rows.assign(untrained=untrained)
     if args.evaluations:
-        values = rows["evaluations"].map(
-            lambda evaluations: [evaluations[step] for step in sorted(evaluations)] or [np.nan]
-        )
+        values = rows["evaluations"].map(lambda found: [found[step] for step in sorted(found)] or [np.nan])
         rows = rows.assign(final_return=values.map(lambda v: v[-1]), mean_return=values.map(np.mean))
     for name in RETURNS:
-        rows[name] = rows[f"{name}_return"].where(rows["state"] != "diverged", start)
-    report = rows[~rows["selection"]] if not rows["selection"].all() else rows
-    judges = rows[rows["selection"]] if rows["selection"].any() else rows
-    best = judges.groupby([*PANEL, "series", "learning_rate"])["final"].mean().reset_index()
-    best = best.sort_values(["final", "learning_rate"], ascending=[False, True])  # of equal ones the smaller
-    best = best.drop_duplicates([*PANEL, "series"]).set_index([*PANEL, "series"])["learning_rate"]
+        rows[name] = rows[f"{name}_return"].where(rows["state"] != "diverged", untrained)
+    selects = rows["selection"].any()
+    report, judges = (rows if rows["selection"].all() else rows[~rows["selection"]]), rows[rows["selection"] | ~selects]
     several = report.groupby([*PANEL, "series"])["learning_rate"].transform("nunique") > 1
     chooses = not args.what or {"curves", "aggregate", "table"} & {*args.what}
-    if several.any() and chooses and not rows["selection"].any() and not args.choose_on_reported:
+    if several.any() and chooses and not selects and not args.choose_on_reported:
         fail(
             "several step sizes, and no seeds to choose one on: give the grid a table with selection = true, draw "
             "--what step-sizes sensitivity alone, or allow the choice on the reported seeds with --choose-on-reported"
         )
-    chosen = best.reindex(pd.MultiIndex.from_frame(report[[*PANEL, "series"]])).to_numpy()
-    drawn = report[~several | (report["learning_rate"] == chosen)]
-    tops = drawn.groupby([*PANEL, "series"])[[*RETURNS]].mean()
-    if args.baseline not in set(drawn["series"]):
-        tops = tops.groupby(PANEL).max()
-    else:
-        tops = tops.xs(args.baseline, level="series")
+    best = judges.groupby([*PANEL, "series", "learning_rate"])["final"].mean().reset_index()
+    best = best.sort_values(["final", "learning_rate"], ascending=[False, True])  # of equal ones the smaller
+    best = best.drop_duplicates([*PANEL, "series"]).set_index([*PANEL, "series"])["learning_rate"].rename("chosen")
+    report = report.join(best, on=[*PANEL, "series"])
+    drawn = report[~several | (report["learning_rate"] == report["chosen"])]
+    base = drawn[drawn["series"] == args.baseline] if args.baseline in {*drawn["series"]} else drawn
+    tops = base.groupby([*PANEL, "series"])[[*RETURNS]].mean().groupby(PANEL).max()
+    report = report.join(tops, on=PANEL, rsuffix="_top")
     for name in RETURNS:
-        top = tops[name].reindex(pd.MultiIndex.from_frame(report[PANEL])).to_numpy()
-        score = (report[name] - start[report.index]) / (top - start[report.index])
-        report, drawn = report.assign(**{f"{name}_score": score}), drawn.assign(**{f"{name}_score": score[drawn.index]})
-    return report, drawn
-
-
-def samples(rows, column):
-    """Return a column as {series: {env_id: array [runs]}}."""
-    return {
-        series: {env_id: of.to_numpy() for env_id, of in part.groupby("env_id", sort=False)[column]}
-        for series, part in rows.groupby("series", sort=False)
-    }
+        span = report[f"{name}_top"] - report["untrained"]
+        report[f"{name}_score"] = (report[name] - report["untrained"]) / span
+    return report, report.loc[drawn.index]
 
 
 # ---- the numbers of the pictures ---------------------------------------------------------------------------
-
-
-def about(rows):
-    seeds = words(sorted({*rows["seed"]}))
-    return {"runs": len(rows), "diverged": int((rows["state"] == "diverged").sum()), "seeds": seeds}
 
 
 def estimate(value_low_high, name="value"):
     return dict(zip((name, f"{name}_low", f"{name}_high"), value_low_high, strict=True))
 
 
+def samples(rows, column):
+    """Return a column's values in each environment, [environments][runs]."""
+    return [values.to_numpy(float) for _, values in rows.groupby("env_id")[column]]
+
+
+def tabulate(rows, keys, numbers):
+    """Return a row for each group of runs: keys, runs, seeds, and what `numbers` makes of it."""
+    found = []
+    for key, part in rows.groupby(keys, sort=False):
+        runs = {"runs": len(part), "diverged": sum(part["state"] == "diverged"), "seeds": words(part["seed"].unique())}
+        found.append(dict(zip(keys, key, strict=True)) | runs | numbers(part))
+    return pd.DataFrame(found)
+
+
+def with_all(rows, *by):
+    """Return the runs with `place`, their environment, and again as "all" what has run in every environment."""
+    number = rows.groupby("agent")["env_id"].transform("nunique")
+    everywhere = rows.groupby(["agent", *by])["env_id"].transform("nunique") == number
+    return pd.concat([rows.assign(place=rows["env_id"]), rows[everywhere & (number > 1)].assign(place="all, score")])
+
+
 def curve_rows(report, drawn, args):
     """Return the points of learning curves: means over the runs that have come so far."""
-    found = []
-    for key, part in drawn.groupby([*PANEL, "series", "learning_rate"], sort=False):
-        row = dict(zip([*PANEL, "series", "learning_rate"], key, strict=True)) | about(part)
-        middles = (np.arange(BINS) + 0.5) * part["total_timesteps"].max() / BINS
-        curves = (
-            part["evaluations"] if args.evaluations else [dict(zip(middles, c, strict=True)) for c in part["curve"]]
-        )
-        for step, values in pd.DataFrame([*curves]).sort_index(axis=1).items():
-            if len(values := values.dropna().to_numpy()):
-                found.append(row | {"step": step, "runs_there": len(values)} | estimate(stats.mean([values])))
-    return pd.DataFrame(found)
+    middles = drawn["total_timesteps"].map(lambda total: (np.arange(BINS) + 0.5) * total / BINS)
+    points = drawn.assign(step=middles, value=drawn["curve"])
+    if args.evaluations:
+        evaluated = drawn["evaluations"]
+        points = drawn.assign(step=evaluated.map(list), value=evaluated.map(lambda found: [*found.values()]))
+    points = points.explode(["step", "value"]).dropna(subset="value").sort_values("step", kind="stable")
+    keys = [*PANEL, "series", "learning_rate", "step"]
+    return tabulate(points, keys, lambda part: estimate(stats.mean(samples(part, "value"))))
 
 
 def step_size_rows(report, drawn, args):
     """Return final scores over the step size for each environment, and their mean over the environments."""
-    found = []
-    for (agent, lr), part in report.groupby(["agent", "learning_rate"]):
-        env_ids = report[report["agent"] == agent]["env_id"].unique()
-        for series, scores in samples(part, "final_score").items():
-            panels = {env_id: [score] for env_id, score in scores.items()}
-            if len(scores) == len(env_ids) > 1:
-                panels[f"mean of {len(env_ids)}"] = [*scores.values()]
-            for env_id, values in panels.items():
-                row = {"agent": agent, "env_id": env_id, "series": series, "learning_rate": lr}
-                runs = part[
-                    (part["series"] == series) & part["env_id"].isin([env_id] if env_id in env_ids else env_ids)
-                ]
-                found.append(row | estimate(stats.mean(values)) | about(runs) | {"runs": min(map(len, values))})
-    mean_last = lambda names: names.str.startswith("mean of")  # noqa: E731
-    return pd.DataFrame(found).sort_values("env_id", key=mean_last, kind="stable")
+    keys, rows = ["agent", "place", "series", "learning_rate"], with_all(report, "series", "learning_rate")
+    rows = tabulate(rows, keys, lambda part: estimate(stats.mean(samples(part, "final_score"))))
+    return rows.rename(columns={"place": "env_id"})
 
 
 def sensitivity_rows(report, drawn, args):
@@ -238,55 +228,49 @@ def sensitivity_rows(report, drawn, args):
             cells.setdefault(series, {}).setdefault(env_id, {})[lr] = returns.to_numpy()
         swept = {series: envs for series, envs in cells.items() if min(map(len, envs.values())) > 1}
         for series, result in stats.sensitivity(swept).items():
-            row = {"agent": agent, "series": series, "step_size": result["step_size"]}
+            row = {"agent": agent, "series": series, "runs": sum(part["series"] == series)}
             row |= estimate(result["phi"], "phi") | estimate(result["best"], "best")
-            found.append(row | about(part[part["series"] == series]))
+            found.append(row | {"step_size": result["step_size"]})
     return pd.DataFrame(found)
 
 
 def aggregate_rows(report, drawn, args):
     """Return interquartile means, performance profiles, and probabilities of improvement over the baseline."""
-    found = []
-    for agent, part in drawn.groupby("agent", sort=False):
-        scores, base = samples(part, "final_score"), samples(part, "final_score").get(args.baseline, {})
-        thresholds = np.linspace(min(0, part["final_score"].min()), max(1, part["final_score"].max()), BINS + 1)
-        for series, score in scores.items():
-            row = {"agent": agent, "series": series, "baseline": args.baseline} | about(part[part["series"] == series])
-            iqm = stats.bootstrap(stats.interquartile_mean, [*score.values()])
-            found.append(row | {"quantity": "interquartile mean"} | estimate(iqm))
-            shares = stats.bootstrap(stats.share, [values > thresholds[:, None] for values in score.values()])
-            for threshold, *share in zip(thresholds, *shares, strict=True):
-                found.append(row | {"quantity": "share of runs above", "over": threshold} | estimate(share))
-            pairs = [env_id for env_id in score if env_id in base]
-            if series != args.baseline and pairs:
-                values = [scores[env_id] for scores in (score, base) for env_id in pairs]
-                improvement = stats.bootstrap(stats.improvement, values)
-                found.append(row | {"quantity": "probability of improvement"} | estimate(improvement))
-    return pd.DataFrame(found)
+    thresholds = np.linspace(min(0, drawn["final_score"].min()), max(1, drawn["final_score"].max()), BINS + 1)
+
+    def numbers(part):
+        scores, base = samples(part, "final_score"), drawn[drawn["series"] == args.baseline]
+        base = base[(base["agent"] == part["agent"].iloc[0]) & base["env_id"].isin(part["env_id"])]
+        points = {"interquartile mean": stats.bootstrap(stats.interquartile_mean, scores)}
+        if base["env_id"].nunique() == len(scores) and base["series"].iloc[0] != part["series"].iloc[0]:
+            pairs = [*scores, *samples(base, "final_score")]
+            points["probability of improvement"] = stats.bootstrap(stats.improvement, pairs)
+        shares = stats.bootstrap(stats.share, [score > thresholds[:, None] for score in scores])
+        quantities = [*points, *["share of runs above"] * len(thresholds)]
+        over = [math.nan] * len(points) + [*thresholds]
+        values = [np.append(p, share) for p, share in zip(zip(*points.values(), strict=True), shares, strict=True)]
+        return {"quantity": quantities, "over": over} | estimate(values)
+
+    return tabulate(drawn, ["agent", "series"], numbers).explode(["quantity", "over", *estimate("abc")]).infer_objects()
 
 
 def table_rows(report, drawn, args):
     """Return final and mean returns in each environment, scores over all, and their differences from the baseline."""
-    found = []
-    for agent, part in drawn.groupby("agent", sort=False):
-        env_ids = list(part["env_id"].unique())
-        for place, series in itertools.product([*env_ids, "all, score"], looks(part["series"])):
-            row = {"agent": agent, "env_id": place, "series": series}
-            runs = part[(part["series"] == series) & ((part["env_id"] == place) | (place not in env_ids))]
-            if not len(runs) or (place not in env_ids and not runs["env_id"].nunique() == len(env_ids) > 1):
-                continue
-            row |= about(runs) | {"step_sizes": words(sorted({*runs["learning_rate"]}))}
-            for name in RETURNS:
-                columns = samples(part, name if place in env_ids else f"{name}_score")
-                values, base = (
-                    [columns.get(s, {}).get(e) for e in runs["env_id"].unique()] for s in (series, args.baseline)
-                )
-                row |= estimate(stats.mean(values), name)
-                if series != args.baseline and all(x is not None for x in base):
-                    row |= estimate(stats.difference(values, base), f"{name}_difference")
-            found.append(row)
-    names = [f"{name}{kind}{end}" for name in RETURNS for kind in ("", "_difference") for end in ("", "_low", "_high")]
-    return pd.DataFrame(found, columns=[*found[0]][:7] + names)
+    rows = with_all(drawn, "series")
+
+    def numbers(part):
+        agent, place, series = part[["agent", "place", "series"]].iloc[0]
+        base = rows[(rows["agent"] == agent) & (rows["place"] == place) & (rows["series"] == args.baseline)]
+        found = {"step_sizes": words(part["learning_rate"].unique())}
+        for name in RETURNS:
+            column = name if place in {*drawn["env_id"]} else f"{name}_score"
+            found |= estimate(stats.mean(samples(part, column)), name)
+            comparable = len(base) and series != args.baseline
+            both = (samples(part, column), samples(base, column)) if comparable else ()
+            found |= estimate(stats.difference(*both) if both else [math.nan] * 3, f"{name}_difference")
+        return found
+
+    return tabulate(rows, ["agent", "place", "series"], numbers).rename(columns={"place": "env_id"})
 
 
 def markdown(rows, args, total_timesteps):
@@ -294,19 +278,19 @@ def markdown(rows, args, total_timesteps):
     short = lambda x: f"{x:.0f}" if abs(x) >= 100 else f"{x:.2g}"  # noqa: E731
     head = ["environment", "optimizer", "runs"] + [f"{t} | less {label(args.baseline)}'s" for t in RETURNS.values()]
     lines = [f"| {' | '.join(head)} |", "| --- " * (len(head) + len(RETURNS)) + "|"]
-    for (agent, env_id), block in rows.groupby(PANEL, sort=False):
-        for row in block.to_dict("records"):
-            cells = [f"{label(agent)}, {env_id}", label(row["series"]), str(row["runs"])]
-            for name in RETURNS:
-                value, low, change, least, most = (
-                    row[name + k] for k in ("", "_low", *(f"_difference{e}" for e in ENDS))
-                )
-                cells.append(short(value) + f" ± {short(value - low)}" * (low == low))
-                text = short(change) + f" ({short(least)} to {short(most)})" * (least == least)
-                cells.append((f"**{text}**" if least > 0 else text) if change == change else "")
-            lines.append(f"| {' | '.join(cells)} |")
-        if agent == "ppo" and env_id in CLEANRL and total_timesteps == {1_000_000}:
-            lines.append(f"| {label(agent)}, {env_id} | CleanRL | 3 | {CLEANRL[env_id]} | | | |")
+    for row in rows.to_dict("records"):
+        cells = [f"{label(row['agent'])}, {row['env_id']}", label(row["series"]), str(row["runs"])]
+        for name in RETURNS:
+            value, low, _, change, least, most = (
+                row[n] for n in (*estimate("abc", name), *estimate("abc", f"{name}_difference"))
+            )
+            cells.append(short(value) + f" ± {short(value - low)}" * (low == low))
+            text = short(change) + f" ({short(least)} to {short(most)})" * (least == least)
+            cells.append((f"**{text}**" if least > 0 else text) * (change == change))
+        lines.append(f"| {' | '.join(cells)} |")
+    for env_id in CLEANRL if total_timesteps == {1_000_000} and "ppo" in set(rows["agent"]) else ():
+        if env_id in set(rows["env_id"]):
+            lines.append(f"| PPO, {env_id} | CleanRL's PPO | 3 | {CLEANRL[env_id]} | | | |")
     return "\n".join(lines) + "\n"
 
 
