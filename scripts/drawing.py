@@ -107,6 +107,12 @@ def error_bar(axis, x, y, low, high, sideways=False, **style):
     axis.errorbar(x, y, **{where: error}, elinewidth=0.8, **style | {"linestyle": ""})
 
 
+def line_and_band(axis, x, rows, **style):
+    """Draw a line and, as a band, its interval."""
+    axis.plot(x, rows["value"], **style)
+    axis.fill_between(x, rows["value_low"], rows["value_high"], color=style["color"], alpha=0.16, linewidth=0)
+
+
 def limit(axis, values):
     """Show `values` and what lies around them, but not the whole of intervals that two or three runs have."""
     space = 0.35 * (np.max(values) - np.min(values)) or 1
@@ -120,10 +126,7 @@ def draw_curves(rows, baseline):
     styles = looks(rows["series"])
     for (agent, env_id, series), curve in rows.groupby(["agent", "env_id", "series"], sort=False):
         axis, style, place = axes[agent, env_id], styles[series], list(styles).index(series)
-        axis.plot(curve["step"] / unit, curve["value"], markevery=(3 + 4 * place % 20, 20), **style)
-        axis.fill_between(
-            curve["step"] / unit, curve["value_low"], curve["value_high"], color=style["color"], alpha=0.16, lw=0
-        )
+        line_and_band(axis, curve["step"] / unit, curve, markevery=(3 + 4 * place % 20, 20), **style)
         axis.locator_params(nbins=4)
     for key, part in rows.groupby(["agent", "env_id"]):
         limit(axes[key], part["value"])
@@ -179,18 +182,7 @@ def draw_aggregate(rows, baseline):
         for (series, quantity), part in rows[rows["agent"] == agent].groupby(["series", "quantity"], sort=False):
             place, style = list(styles).index(series), styles[series]
             if quantity == "share of runs above":
-                axes[2].plot(
-                    part["over"], part["value"], drawstyle="steps-post", markevery=(5 + 3 * place, 25), **style
-                )
-                axes[2].fill_between(
-                    part["over"],
-                    part["value_low"],
-                    part["value_high"],
-                    step="post",
-                    alpha=0.15,
-                    lw=0,
-                    color=style["color"],
-                )
+                line_and_band(axes[2], part["over"], part, markevery=(5 + 3 * place, 25), **style)
             else:
                 axis = axes[0 if quantity == "interquartile mean" else 1]
                 error_bar(axis, place, part["value"], part["value_low"], part["value_high"], sideways=True, **style)

@@ -34,16 +34,10 @@ def describe(key):
 
 
 def bin_returns(steps, returns, total, end):
-    """Return a learning curve in BINS bins of steps, as in the paper's figures.
+    """Return a learning curve [BINS] over `total` steps, as in the paper's figures, of a run that made `end` steps.
 
-    Args:
-        steps, returns: of the episodes' ends [episodes]; the first step is 1.
-        total: steps that the run was to make.
-        end: steps that it made.
-
-    Returns:
-        [BINS]: the mean return of the episodes that ended in a bin; where none did, what lies between its
-        neighbours; NaN after the run's end.
+    It is the mean return of the episodes that ended in a bin, at `steps` with `returns` [episodes], the first step being
+    1; where none did, what lies between the neighbours; NaN after the run's end.
     """
     curve = np.full(BINS, np.nan)
     if len(returns):
