@@ -7,12 +7,14 @@ import re
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hesscale_run import write_atomically
-from hesscale_utils import fail
+from hesscale_utils import check_installed, fail
+
+check_installed("matplotlib", f"scripts/{os.path.basename(sys.argv[0])}", "requirements-study.txt")
+import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

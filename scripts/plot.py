@@ -165,7 +165,7 @@ def prepare(rows, args):
     drawn = report[~several | (report["learning_rate"] == report["chosen"])]
     base = drawn[drawn["series"] == args.baseline] if args.baseline in {*drawn["series"]} else drawn
     tops = base.groupby([*PANEL, "series"])[[*RETURNS]].mean().groupby(PANEL).max()
-    report = report.join(tops, on=PANEL, rsuffix="_top")
+    report = report.join(tops.add_suffix("_top"), on=PANEL)
     for name in RETURNS:
         span = report[f"{name}_top"] - report["untrained"]
         report[f"{name}_score"] = (report[name] - report["untrained"]) / span

@@ -7,16 +7,12 @@ import os
 def write_csv(path, rows, digits=6, append=False):
     """Write rows {column: value} to the file `path`, or after those that are there; the first row has all columns.
 
-    Numbers have so many digits; None and NaN become empty fields. A reader never sees half a table.
+    Numbers have so many digits; None and NaN become empty fields.
     """
     text = lambda x: ("" if x != x else f"{x:.{digits}g}") if isinstance(x, float) else x  # noqa: E731
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    append = append and os.path.exists(path)
-    part = path if append else f"{path}.part"
-    with open(part, "a" if append else "w", newline="", encoding="utf-8") as file:
+    with open(path, "a" if append else "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        if not append:
+        if file.tell() == 0:
             writer.writeheader()
         writer.writerows({name: text(value) for name, value in row.items()} for row in rows)
-    if not append:
-        os.replace(part, path)

@@ -368,7 +368,7 @@ def test_a_model_that_cannot_play_is_one_line_before_anything_is_made(model, mon
 
 def test_without_a_model_it_says_what_is_missing():
     assert error_of(evaluate.main, evaluate.Args()).startswith("PATH is missing: give a run's folder")
-    assert error_of(plot.main, plot.Args()).startswith("--out is missing: say how the files' names begin")
+    assert error_of(plot.main, plot.Args()).startswith("--out is missing: must be how the files' names begin")
 
 
 # ---- rendering ---------------------------------------------------------------------------------------------
