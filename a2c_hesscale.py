@@ -93,6 +93,8 @@ class Args:
     """term added to the square root of the second moment"""
     delta: float = 1e-8
     """radius of the trust region of the scaled optimizers (Algorithm 3)"""
+    critic_ggn: bool = False
+    """toggles the exact Gauss-Newton diagonal as the critic's curvature, in place of HesScale's"""
     state_std: bool = False
     """toggles a network of its own for the Gaussian policy's standard deviation, obs -> 64 tanh -> action"""
     num_envs: int = 1
@@ -153,7 +155,7 @@ class Agent(nn.Module):
             return (output + noise).argmax(-1)  # the largest of logits + Gumbel noise is a sample of the softmax
         return output + (noise * np.exp(to_numpy(self.actor_std(obs))) if self.state_std else noise)
 
-    def backward(self, pg, v, needs_hess, gauss_newton):
+    def backward(self, pg, v, needs_hess, gauss_newton, critic_ggn=False):
         """Carry the derivatives of policy loss and value loss from the networks' outputs to every parameter."""
         if not needs_hess:
             pg, v = pg._replace(hess=None, hess_log_std=None), v._replace(hess=None)
@@ -162,7 +164,7 @@ class Agent(nn.Module):
             self.actor_std.backward(pg.grad_log_std, pg.hess_log_std, gauss_newton)
         else:
             self.actor.backward(pg.grad, pg.hess, gauss_newton, pg.grad_log_std, pg.hess_log_std)
-        self.critic.backward(v.grad, v.hess, gauss_newton)
+        self.critic.backward(v.grad, v.hess, "exact" if critic_ggn else gauss_newton)
 
 
 def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_lambda):
@@ -248,7 +250,7 @@ def update(args, agent, optimizers, batch, history, global_step):
     if by_autograd:
         hutchinson(pg.loss + v.loss, agent.parameters())  # no parameter is in both
     else:
-        agent.backward(pg, v, optimizer.needs_hess, gauss_newton)
+        agent.backward(pg, v, optimizer.needs_hess, gauss_newton, args.critic_ggn)
     if args.max_grad_norm is not None:
         nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
     for o in optimizers.values():

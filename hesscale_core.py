@@ -74,7 +74,8 @@ class TanhMLP(FlatModule):
         Overwrites both; nothing accumulates. The loss is that of the last call of forward (RuntimeError if there was
         none); `grad_output` and `hess_output` are its derivatives with respect to the output, dL/da_L and the exact
         diagonal d2L/da_L^2, [B, out], with the 1/B of a mean over the batch. A `hess_output` of None asks for the
-        gradient alone; `gauss_newton` drops the last term of Eq. 4 (HesScaleGN); `grad_log_std` and `hess_log_std`
+        gradient alone; `gauss_newton` drops the last term of Eq. 4 (HesScaleGN) or, if it is "exact", gives the exact
+        diagonal of the Gauss-Newton matrix of a network with one output, a critic; `grad_log_std` and `hess_log_std`
         are the derivatives with respect to the network's log_std, [out].
         """
         if not self._inputs:
@@ -92,6 +93,10 @@ class TanhMLP(FlatModule):
             raise ValueError("grad_log_std and hess_log_std belong to a network with log_std, which needs them")
         if g.dtype != params[0].dtype or h.dtype != params[0].dtype:  # float64 targets make float64 derivatives
             g, h = (xp.asarray(d, dtype=params[0].dtype) for d in (g, h))
+        exact = second_order and gauss_newton == "exact"
+        if exact and (h.shape[1] != 1 or (h < 0).any()):
+            raise ValueError('gauss_newton="exact" needs a network with one output, and no hess_output below zero')
+        r = xp.sqrt(h) if exact else None  # r^2 = h: r is the output's own derivative, scaled
         ones = xp.ones_like(g[:, 0])
         for i in range(last, -1, -2):
             x = inputs[i // 2]
@@ -107,7 +112,11 @@ class TanhMLP(FlatModule):
             slope = 1 - (x_squared if second_order else x * x)
             g = product(g, params[i])  # Eq. 2
             g *= slope
-            if second_order:
+            if exact:
+                r = product(r, params[i])  # Eq. 2, of the output instead of the loss
+                r *= slope
+                h = r * r
+            elif second_order:
                 h = product(h, params[i] * params[i])  # Eq. 4
                 h *= slope
                 h *= slope
@@ -118,7 +127,7 @@ class TanhMLP(FlatModule):
             namespace(g, grad_log_std, hess_log_std)
             check_shapes(params[-2].shape, grad_log_std=grad_log_std, hess_log_std=hess_log_std)
             grads[-2][:], hesses[-2][:] = constant(grad_log_std), constant(hess_log_std)
-        self.publish(None if not second_order else "HesScaleGN" if gauss_newton else "HesScale")
+        self.publish(None if not second_order else "GGN" if exact else "HesScaleGN" if gauss_newton else "HesScale")
 
 
 # ---- 2. Losses: exact derivatives with respect to the network's output (Appendices B and C) ----------------

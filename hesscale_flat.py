@@ -139,7 +139,8 @@ class KeptArrays:
 
         Args:
             p: a parameter with .grad.
-            curvature: what p.hess has to be the diagonal of; None for an optimizer that reads none.
+            curvature: what p.hess has to be the diagonal of; None for an optimizer that reads none. The exact "GGN"
+                stands in for the two that approximate it, but not for Hutchinson's, whose mean square is another.
             moments: tensors like p, or None for those that the optimizer does without.
 
         Raises:
@@ -147,7 +148,8 @@ class KeptArrays:
             ValueError: p.hess has another shape than p.
         """
         hess = getattr(p, "hess", None) if curvature else None
-        if curvature and (hess is None or getattr(hess, "curvature", curvature) != curvature):
+        found = getattr(hess, "curvature", curvature)
+        if curvature and (hess is None or (found != curvature and (found != "GGN" or curvature == "Hutchinson"))):
             found = "no .hess" if hess is None else f"a .hess of {hess.curvature}"
             shape = list(p.shape)
             raise RuntimeError(

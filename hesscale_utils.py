@@ -197,6 +197,8 @@ def check_args(args):
     check(lambda n: n >= 0, "must be at least 0, which turns checkpoints off", "checkpoint_interval")
     check(lambda name: name.isprintable(), "has characters that can't be printed", "env_id", "exp_name")
     check(bool, "must not be empty", "env_id")
+    if args.critic_ggn and (args.optimizer in ("sgd", "adam") or "adahessian" in args.optimizer):
+        fail(f"--critic-ggn: {args.optimizer} does not use HesScale's diagonal, which this replaces; leave it out")
     for_file = "it names the model's file, so it must not"
     check(lambda name: name and name[0] != ".", f"{for_file} be empty or begin with a dot", "exp_name")
     check(lambda name: not set(name) & {*"/\\*?[]"}, f"{for_file} have any of / \\ * ? [ ]", "exp_name")

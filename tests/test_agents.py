@@ -328,6 +328,11 @@ BAD_INPUT = [
     ("--seed -1", "--seed -1: must be in [0, 2^32)"),
     ("--optimizer sgdd", f"--optimizer sgdd: choose one of {', '.join(OPTIMIZERS)}"),
     ("--state-std --env-id CartPole-v1", "--state-std: CartPole-v1 has discrete actions"),
+    (
+        "--critic-ggn --optimizer adam",
+        "--critic-ggn: adam does not use HesScale's diagonal, which this replaces; leave",
+    ),
+    ("--critic-ggn --optimizer scaled-adahessian", "--critic-ggn: scaled-adahessian does not use HesScale's diagonal"),
     ("--seed abc", "--seed abc: must be a whole number"),
     ("--sede 1", "Unrecognized options: --sede"),
 ]

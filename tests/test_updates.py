@@ -273,6 +273,8 @@ class LiteralAgent:
             hess = {net: [of_parameter[p] for p in params[net]] for net in nets}
         else:
             hess = {net: self.hesscale(loss, net, curvature == "HesScaleGN") for net in nets}
+            if self.args.critic_ggn:
+                hess["critic"] = self.critic_ggn(loss)
             grads = grad(loss, everything)
         for p, g in zip(everything, grads, strict=True):
             p.grad = g.detach()
@@ -298,6 +300,15 @@ class LiteralAgent:
         if len(self.parameters(net)) > len(diagonals):
             diagonals.insert(0, hessian_diagonal(loss, self.log_std))
         return [d.detach() for d in diagonals]
+
+    def critic_ggn(self, loss):
+        """The diagonal of the sum over samples of h (dv/dw) (dv/dw)^T, with h the value loss's exact curvature."""
+        value, params = self.layers_passed["critic"][-1].output, self.parameters("critic")
+        slopes = [grad(v, params, retain_graph=True) for v in value[:, 0]]
+        h = hessian_diagonal(loss, value)[:, 0]
+        return [
+            sum(h_b * s**2 for h_b, s in zip(h, of_samples, strict=True)) for of_samples in zip(*slopes, strict=True)
+        ]
 
     def figures(self, steps):
         """The figures of the optimizers that made `steps`."""
@@ -491,6 +502,7 @@ FLAGS = {
         dict(max_grad_norm=0.3),
         dict(target_kl=0.005),
         dict(eps=1e-2),
+        dict(critic_ggn=True),
     ],
     "a2c": [
         dict(seed=2),
@@ -503,6 +515,7 @@ FLAGS = {
         dict(ent_coef=0.05),
         dict(max_grad_norm=0.3),
         dict(eps=1e-2),
+        dict(critic_ggn=True),
     ],
 }
 TOGETHER = dict(seed=2, num_envs=3, num_steps=8, gamma=0.8, ent_coef=0.05, max_grad_norm=0.3, eps=1e-3)
@@ -536,6 +549,17 @@ def test_an_update_heeds_each_flag_as_the_literal_agent_does(agent, policy, flag
 def test_updates_with_all_flags_at_once_are_the_literal_agents(agent, policy, name):
     ours = learn(Ours(agent, arguments(agent, policy, name, **ALL_FLAGS[agent])))
     assert_same_learning(ours, literal_learn(agent, policy, name, **ALL_FLAGS[agent]))
+
+
+CURVED = [name for name in OPTIMIZERS if name not in ("sgd", "adam") and "adahessian" not in name]
+
+
+@both
+@pytest.mark.parametrize("name", CURVED)
+def test_updates_by_the_critics_exact_gauss_newton_diagonal_are_the_literal_agents(agent, name):
+    flags = dict(critic_ggn=True, clip_vloss=True) if agent == "ppo" else dict(critic_ggn=True)
+    ours = learn(Ours(agent, arguments(agent, "gaussian", name, **flags)))
+    assert_same_learning(ours, literal_learn(agent, "gaussian", name, **flags))
 
 
 @both
