@@ -89,6 +89,8 @@ class Args:
     """sgd, adam, adahessian, adahesscale or adahesscalegn, or one of them with step-size scaling: scaled-sgd, ..."""
     learning_rate: float | None = None
     """the step size; left out, the optimizer's measured default"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """decay rates of the first and the second moment"""
     eps: float = 1e-5
     """term added to the square root of the second moment"""
     delta: float = 1e-8
@@ -300,7 +302,7 @@ def main(args):
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     agent = Agent(envs[0].obs_dim, envs[0].action_dim, envs[0].discrete, args.state_std).to(device)
     agent.to_net = make_to_net(device)
-    options = dict(lr=args.learning_rate, eps=args.eps, delta=args.delta)
+    options = dict(lr=args.learning_rate, betas=args.betas, eps=args.eps, delta=args.delta)
     by_autograd = "adahessian" in args.optimizer
     optimizers = {
         name: make_optimizer(args.optimizer, net.parameters() if by_autograd else [net.flat], **options)

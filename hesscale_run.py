@@ -259,7 +259,11 @@ def read_status(folder):
     try:
         status = json.loads(Path(folder, "status.json").read_text())
         needed = {"state", "step", "script", "args", "versions", "start", "resumed_at"}
-        return status if isinstance(status, dict) and needed <= status.keys() else None
+        if not isinstance(status, dict) or not needed <= status.keys():
+            return None
+        if isinstance(status["args"], dict):  # JSON has no tuples
+            status["args"] = {name: tuple(v) if isinstance(v, list) else v for name, v in status["args"].items()}
+        return status
     except (OSError, ValueError):
         return None
 

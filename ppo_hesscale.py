@@ -9,6 +9,7 @@ But for AdaHessian's, no step runs autograd.
 """
 
 import gc
+import itertools
 import os
 import time
 from collections import namedtuple
@@ -87,6 +88,8 @@ class Args:
     """sgd, adam, adahessian, adahesscale or adahesscalegn, or one of them with step-size scaling: scaled-sgd, ..."""
     learning_rate: float | None = None
     """the step size; left out, the optimizer's measured default"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """decay rates of the first and the second moment"""
     eps: float = 1e-5
     """term added to the square root of the second moment"""
     delta: float = 1e-8
@@ -125,6 +128,10 @@ class Args:
     """the maximum norm of the gradient of actor and critic together; None for no clipping"""
     target_kl: float | None = None
     """the target KL divergence threshold"""
+    desired_kl: float | None = None
+    """the KL divergence of an epoch to which the step size adapts: / 1.5 above twice this, * 1.5 below half of it"""
+    reset_step: bool = False
+    """toggles a step count of the optimizers that begins anew with each rollout, as in Adam-Rel"""
 
 
 def check_minibatches(args):
@@ -243,12 +250,26 @@ def rollout(args, agent, envs, next_obs, rng, run):
     return Batch(b_obs, b_actions, b_log_probs, returns, values, advantages.reshape(-1))
 
 
+def adapt_step_size(optimizers, log_ratios, desired_kl):
+    """Adapt the step size to the KL divergence that an epoch's log-ratios estimate, as rl_games and rsl_rl do."""
+    kl = (np.exp(log_ratios) - 1 - log_ratios).mean()
+    for optimizer in optimizers.values():
+        group = optimizer.param_groups[0]
+        if kl > 2 * desired_kl:
+            group["lr"] = max(group["lr"] / 1.5, 1e-6)
+        elif kl < desired_kl / 2:
+            group["lr"] = min(group["lr"] * 1.5, 1e-2)
+
+
 def update(args, agent, optimizers, batch, rng):
     """Optimize the policy and value networks for update_epochs, on minibatches; return the figures to log, by tag."""
     optimizer = optimizers["actor"]
     by_autograd, gauss_newton = optimizer.curvature == "Hutchinson", optimizer.curvature == "HesScaleGN"
     parameters = [p for o in optimizers.values() for p in o.param_groups[0]["params"]]
     to_batch = partial(torch.as_tensor, device=parameters[0].device) if by_autograd else agent.to_net
+    if args.reset_step:  # each rollout is a new objective; the moments stay (Ellis et al. 2024)
+        for state in itertools.chain(*(o.state.values() for o in optimizers.values())):
+            state["step"] = 0
     log_ratios, scales = [], []
     for _ in range(args.update_epochs):
         # shuffled and normalized as a whole, which is cheaper: each array [num_minibatches, minibatch_size, ...]
@@ -279,6 +300,8 @@ def update(args, agent, optimizers, batch, rng):
 
         last_log_ratio = log_ratios[-1]
         approx_kl = (np.exp(last_log_ratio) - 1 - last_log_ratio).mean()
+        if args.desired_kl is not None:
+            adapt_step_size(optimizers, log_ratios[-args.num_minibatches :], args.desired_kl)
         if args.target_kl is not None and approx_kl > args.target_kl:
             break
 
@@ -316,7 +339,7 @@ def main(args):
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     agent = Agent(envs[0].obs_dim, envs[0].action_dim, envs[0].discrete, args.state_std).to(device)
     agent.to_net = make_to_net(device)
-    options = dict(lr=args.learning_rate, eps=args.eps, delta=args.delta)
+    options = dict(lr=args.learning_rate, betas=args.betas, eps=args.eps, delta=args.delta)
     by_autograd = "adahessian" in args.optimizer
     optimizers = {
         name: make_optimizer(args.optimizer, net.parameters() if by_autograd else [net.flat], **options)

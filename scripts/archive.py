@@ -42,6 +42,7 @@ def describe(key):
     """Return a run's key as a table's columns: its agent and arguments, with today's default for a flag it has not."""
     script, args = json.loads(key)
     now = {name: value for name, value in (defaults(script) or {}).items() if name not in FREE_FLAGS}
+    args = {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
     return {"agent": agent_name(script)} | now | args
 
 

@@ -81,22 +81,29 @@ class LiteralOptimizer:
     """Algorithm 2, or torch's own SGD or Adam; for the scaled ones, Algorithm 3 around it. One for each network."""
 
     def __init__(self, args, params):
-        self.params, self.eps, self.delta, self.t = params, args.eps, args.delta, 0
+        self.params, self.eps, self.delta, self.betas, self.t = params, args.eps, args.delta, args.betas, 0
         self.scaled, base = args.optimizer.startswith("scaled-"), args.optimizer.removeprefix("scaled-")
         self.torch = {
             "sgd": lambda: torch.optim.SGD(params, lr=1.0),
-            "adam": lambda: torch.optim.Adam(params, lr=1.0, eps=args.eps),
+            "adam": lambda: torch.optim.Adam(params, lr=1.0, betas=args.betas, eps=args.eps),
         }.get(base, lambda: None)()
         self.m = self.v = [torch.zeros_like(p) for p in params]
+
+    def reset_step(self):
+        self.t = 0
+        for state in self.torch.state.values() if self.torch is not None else ():
+            if "step" in state:
+                state["step"] = torch.zeros_like(state["step"])
 
     @torch.no_grad()
     def step(self, lr, hess):
         """Move the parameters by their .grad and the diagonals `hess`; return eta, and the h of Algorithm 3."""
         self.t += 1
-        self.v = [0.999 * v + 0.001 * h**2 for v, h in zip(self.v, hess, strict=True)]
-        self.m = [0.9 * m + 0.1 * p.grad for m, p in zip(self.m, self.params, strict=True)]
-        root_v_hat = [(v / (1 - 0.999**self.t)).sqrt() for v in self.v]
-        m_hat = [m / (1 - 0.9**self.t) for m in self.m]
+        beta1, beta2 = self.betas
+        self.v = [beta2 * v + (1 - beta2) * h**2 for v, h in zip(self.v, hess, strict=True)]
+        self.m = [beta1 * m + (1 - beta1) * p.grad for m, p in zip(self.m, self.params, strict=True)]
+        root_v_hat = [(v / (1 - beta2**self.t)).sqrt() for v in self.v]
+        m_hat = [m / (1 - beta1**self.t) for m in self.m]
         u = [lr * m / (root_v + self.eps) for m, root_v in zip(m_hat, root_v_hat, strict=True)]
         before = [p.clone() for p in self.params]
         if self.torch is not None:
@@ -211,7 +218,11 @@ class LiteralAgent:
     def update_ppo(self, obs, actions, old_log_probs, old_values, advantages):
         args, returns, size = self.args, advantages + old_values, len(obs) // self.args.num_minibatches
         clipped, steps = [], []
+        if args.reset_step:
+            for optimizer in self.optimizers.values():
+                optimizer.reset_step()
         for _ in range(args.update_epochs):
+            kl = 0.0
             for mb in torch.tensor(self.rng.permutation(len(obs))).split(size):
                 A, c = advantages[mb], args.clip_coef
                 if args.norm_adv:
@@ -226,7 +237,13 @@ class LiteralAgent:
                     squared = torch.max(squared, (close - returns[mb]) ** 2)
                 value_loss = 0.5 * squared.mean()
                 steps.append(self.step(policy_loss - args.ent_coef * entropy, value_loss))
+                kl += ((ratio - 1) - log_ratio).sum().item() / len(obs)
                 clipped.append(((ratio - 1).abs() > c).double().mean().item())
+            if args.desired_kl is not None:
+                if kl > 2 * args.desired_kl:
+                    self.lr = max(self.lr / 1.5, 1e-6)
+                if kl < 0.5 * args.desired_kl:
+                    self.lr = min(self.lr * 1.5, 1e-2)
             approx_kl = ((ratio - 1) - log_ratio).mean().item()
             if args.target_kl is not None and approx_kl > args.target_kl:
                 break
@@ -381,7 +398,7 @@ class Ours:
         self.agent.to_net = to_net or self.agent.to_net
         perturb(self.agent.parameters())
         by_autograd = "adahessian" in args.optimizer
-        options = dict(lr=args.learning_rate, eps=args.eps, delta=args.delta)
+        options = dict(lr=args.learning_rate, betas=args.betas, eps=args.eps, delta=args.delta)
         self.optimizers = {
             name: make_optimizer(args.optimizer, net.parameters() if by_autograd else [net.flat], **options)
             for name, net in self.agent.named_children()
@@ -502,6 +519,10 @@ FLAGS = {
         dict(max_grad_norm=0.3),
         dict(target_kl=0.005),
         dict(eps=1e-2),
+        dict(betas=(0.8, 0.8)),
+        dict(reset_step=True),
+        dict(desired_kl=1e-6),
+        dict(desired_kl=1.0),
         dict(critic_ggn=True),
     ],
     "a2c": [
@@ -515,6 +536,7 @@ FLAGS = {
         dict(ent_coef=0.05),
         dict(max_grad_norm=0.3),
         dict(eps=1e-2),
+        dict(betas=(0.8, 0.8)),
         dict(critic_ggn=True),
     ],
 }
@@ -568,6 +590,45 @@ def test_updates_by_the_critics_exact_gauss_newton_diagonal_are_the_literal_agen
 def test_updates_of_tensors_as_on_a_gpu_are_the_literal_agents(agent, policy, name):
     ours = learn(Ours(agent, arguments(agent, policy, name, **ALL_FLAGS[agent]), to_net=torch.as_tensor))
     assert_same_learning(ours, literal_learn(agent, policy, name, **ALL_FLAGS[agent]))
+
+
+@both
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_heeds_betas_and_a_step_count_that_begins_anew(agent, name):
+    flags = dict(betas=(0.7, 0.9)) | (dict(reset_step=True) if agent == "ppo" else {})
+    ours = learn(Ours(agent, arguments(agent, "gaussian", name, **flags)))
+    assert_same_learning(ours, literal_learn(agent, "gaussian", name, **flags))
+
+
+@pytest.mark.parametrize("name", ["adam", "scaled-adahesscale"])
+def test_the_step_size_adapts_to_the_desired_kl_in_both_directions(name):
+    args = arguments("ppo", "gaussian", name, update_epochs=4, desired_kl=0.01, delta=1e-4, learning_rate=3e-3)
+    ours, literal, rates = Ours("ppo", args), LiteralAgent(args, perturb=perturb), []
+    start = literal.vector()
+    for _ in range(8):
+        assert_same_figures(ours.update(ours.rollout()), literal.update(literal.rollout()))
+        assert_same_parameters(ours.vector(), literal.vector(), start)
+        rates.append(literal.lr)
+        assert {o.param_groups[0]["lr"] for o in ours.optimizers.values()} == {literal.lr}
+    changes = np.diff(rates)
+    assert changes.max() > 0 > changes.min()
+
+
+def test_the_step_size_that_adapts_stays_within_its_bounds():
+    """An epoch of half the desired KL to twice of it changes nothing; bounds are those of rl_games."""
+    optimizers = {net: make_optimizer("sgd", [torch.nn.Parameter(torch.ones(1))], lr=1e-3) for net in "ac"}
+
+    def adapt(lr, kl):
+        log_ratio = (2 * kl) ** 0.5  # e^x - 1 - x is x^2 / 2 for a small x
+        for o in optimizers.values():
+            o.param_groups[0]["lr"] = lr
+        ppo_hesscale.adapt_step_size(optimizers, [np.full(3, log_ratio), np.full(3, -log_ratio)], 1e-4)
+        (rate,) = {o.param_groups[0]["lr"] for o in optimizers.values()}
+        return rate
+
+    assert adapt(1e-3, 1.9e-4) == adapt(1e-3, 0.6e-4) == 1e-3
+    assert adapt(1e-3, 2.1e-4) == pytest.approx(1e-3 / 1.5) and adapt(1e-3, 0.4e-4) == pytest.approx(1.5e-3)
+    assert adapt(1.2e-6, 1e-3) == 1e-6 and adapt(9e-3, 1e-6) == 1e-2
 
 
 @all_policies
