@@ -109,6 +109,10 @@ class FlatModule(nn.Module):
         self._pinned, self._published = True, self._published[-1:]
         return self._flat
 
+    def published(self):
+        """Return the parameters that an optimizer takes: net.flat once it was taken, else all."""
+        return [p for p, _, _ in self._published]
+
     def publish(self, curvature):
         """Set .grad and .hess of all parameters to their views, for optimizers; `curvature` None is for no diagonal."""
         for p, grad, hess in self._published:

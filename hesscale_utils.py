@@ -201,7 +201,10 @@ def check_args(args):
     check(lambda n: n >= 0, "must be at least 0, which turns checkpoints off", "checkpoint_interval")
     check(lambda name: name.isprintable(), "has characters that can't be printed", "env_id", "exp_name")
     check(bool, "must not be empty", "env_id")
-    if args.critic_ggn and (args.optimizer in ("sgd", "adam") or "adahessian" in args.optimizer):
+    if args.fisher and not args.optimizer.startswith("scaled-"):
+        fail(f"--fisher: {args.optimizer} has no trust region to measure; choose scaled-{args.optimizer}")
+    by_gradient = ("sgd", "adam", "scaled-sgd", "scaled-adam") if args.fisher else ("sgd", "adam")
+    if args.critic_ggn and (args.optimizer in by_gradient or "adahessian" in args.optimizer):
         fail(f"--critic-ggn: {args.optimizer} does not use HesScale's diagonal, which this replaces; leave it out")
     for_file = "it names the model's file, so it must not"
     check(lambda name: name and name[0] != ".", f"{for_file} be empty or begin with a dot", "exp_name")
