@@ -74,7 +74,8 @@ class TanhMLP(FlatModule):
         Overwrites both; nothing accumulates. The loss is that of the last call of forward (RuntimeError if there was
         none); `grad_output` and `hess_output` are its derivatives with respect to the output, dL/da_L and the exact
         diagonal d2L/da_L^2, [B, out], with the 1/B of a mean over the batch. A `hess_output` of None asks for the
-        gradient alone; `gauss_newton` drops the last term of Eq. 4 (HesScaleGN); `grad_log_std` and `hess_log_std`
+        gradient alone; `gauss_newton` drops the last term of Eq. 4 (HesScaleGN) or, if it is "exact", gives the exact
+        diagonal of the Gauss-Newton matrix of a network with one output, a critic; `grad_log_std` and `hess_log_std`
         are the derivatives with respect to the network's log_std, [out].
         """
         if not self._inputs:
@@ -92,6 +93,10 @@ class TanhMLP(FlatModule):
             raise ValueError("grad_log_std and hess_log_std belong to a network with log_std, which needs them")
         if g.dtype != params[0].dtype or h.dtype != params[0].dtype:  # float64 targets make float64 derivatives
             g, h = (xp.asarray(d, dtype=params[0].dtype) for d in (g, h))
+        exact = second_order and gauss_newton == "exact"
+        if exact and (h.shape[1] != 1 or (h < 0).any()):
+            raise ValueError('gauss_newton="exact" needs a network with one output, and no hess_output below zero')
+        r = xp.sqrt(h) if exact else None  # r^2 = h: r is the output's own derivative, scaled
         ones = xp.ones_like(g[:, 0])
         for i in range(last, -1, -2):
             x = inputs[i // 2]
@@ -107,7 +112,11 @@ class TanhMLP(FlatModule):
             slope = 1 - (x_squared if second_order else x * x)
             g = product(g, params[i])  # Eq. 2
             g *= slope
-            if second_order:
+            if exact:
+                r = product(r, params[i])  # Eq. 2, of the output instead of the loss
+                r *= slope
+                h = r * r
+            elif second_order:
                 h = product(h, params[i] * params[i])  # Eq. 4
                 h *= slope
                 h *= slope
@@ -118,7 +127,7 @@ class TanhMLP(FlatModule):
             namespace(g, grad_log_std, hess_log_std)
             check_shapes(params[-2].shape, grad_log_std=grad_log_std, hess_log_std=hess_log_std)
             grads[-2][:], hesses[-2][:] = constant(grad_log_std), constant(hess_log_std)
-        self.publish(None if not second_order else "HesScaleGN" if gauss_newton else "HesScale")
+        self.publish(None if not second_order else "GGN" if exact else "HesScaleGN" if gauss_newton else "HesScale")
 
 
 # ---- 2. Losses: exact derivatives with respect to the network's output (Appendices B and C) ----------------
@@ -290,6 +299,8 @@ class ScaledOptimizer(torch.optim.Optimizer):
     is one trust region, so give the actor and the critic one each. AdaHessian has Hutchinson's estimate in .hess (Yao
     et al. 2021), whose mean square is the sum of a Hessian row's squares: the off-diagonal shortens its steps.
 
+    With `fisher`, h sums F^ U^2, F^ the average of .fisher (hesscale_fisher.py) by beta2, without a square.
+
     `params` are parameters or groups of them, for a TanhMLP fastest [net.flat]. `delta`, the trust region's radius, is
     by default the paper's for RL; a supervised loss wants a far larger one, or its steps are far too short. A step
     skips parameters that are frozen or have no .grad, and sets .hess to None, so that none is used twice; it records
@@ -300,10 +311,10 @@ class ScaledOptimizer(torch.optim.Optimizer):
     eta, trust_region = 1.0, None
     negative_curvature = property(lambda self: self._kept.negative_share(), doc="share of the last .hess below zero")
 
-    def __init__(self, name, params, lr, *, betas=(0.9, 0.999), eps=1e-8, delta=1e-8):
+    def __init__(self, name, params, lr, *, betas=(0.9, 0.999), eps=1e-8, delta=1e-8, fisher=False):
         if name not in OPTIMIZERS:
             raise ValueError(f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}")
-        super().__init__(params, dict(name=name, lr=lr, betas=betas, eps=eps, delta=delta))
+        super().__init__(params, dict(name=name, lr=lr, betas=betas, eps=eps, delta=delta, fisher=fisher))
         self.__setstate__({})
 
     def __setstate__(self, state):  # of load_state_dict, copies and pickles
@@ -311,8 +322,10 @@ class ScaledOptimizer(torch.optim.Optimizer):
         self.name = self.param_groups[0]["name"]
         self._kept, self.scaled = KeptArrays(self.name), self.name.startswith("scaled-")
         self.second_moment, self.curvature = KINDS[self.name.removeprefix("scaled-")]
-        self.needs_hess = self.scaled or self.second_moment == "hess"
-        needed = self.second_moment, self.second_moment, self.scaled and self.second_moment != "hess"
+        self.fisher = self.scaled and self.param_groups[0].get("fisher", False)  # a state of before has no such key
+        by_hess = self.scaled and not self.fisher
+        self.needs_hess = by_hess or self.second_moment == "hess"
+        needed = self.second_moment, self.second_moment, by_hess and self.second_moment != "hess"
         self.moments = [*itertools.compress(MOMENTS, needed)]
 
     def add_param_group(self, param_group):
@@ -357,8 +370,15 @@ class ScaledOptimizer(torch.optim.Optimizer):
                 scale = lr * correction / (1 - beta1**t)
             if exp_avg_hess_sq is not None:
                 _average_square(xp, exp_avg_hess_sq, hess, beta2, root)
+            metric_correction = correction
+            if self.fisher:
+                if getattr(p, "fisher", None) is None:
+                    raise RuntimeError(f"{self.name}: a parameter has no .fisher: call leave_fisher before each step")
+                average = state.setdefault("exp_avg_fisher", torch.zeros_like(p.fisher))
+                root[...] = average.mul_(beta2).add_(p.fisher, alpha=1 - beta2)
+                metric_correction, p.fisher = correction * correction, None
             root *= u
-            h += float(root.reshape(-1) @ u.reshape(-1)) * scale * scale / correction
+            h += float(root.reshape(-1) @ u.reshape(-1)) * scale * scale / metric_correction
             steps.append((data, u, scale))
             p.hess = None
         if not steps:

@@ -72,19 +72,22 @@ class NormalizedEnv:
         env: a gymnasium environment with Box observations and Box or Discrete actions.
         gamma: discount of the return whose variance scales the rewards.
         norm_obs, norm_reward: False leaves observations or rewards as they are, without a clip.
+        time_limit: steps of an episode t, of which t / time_limit - 0.5 is appended to the observation before its
+            normalization, as in the authors' agents; None appends nothing.
 
     Attributes:
         discrete: whether an action is a choice (an integer) rather than a vector.
-        obs_dim: size of a flattened observation.
+        obs_dim: size of a flattened observation, the time included.
         action_dim: size of a flattened action, or the number of choices.
         episode_return, episode_length: of the current episode, in the environment's own rewards and in steps.
         obs_rms, return_rms: running statistics of the observations and of the discounted return.
         obs: the last observation returned.
     """
 
-    def __init__(self, env, gamma, norm_obs=True, norm_reward=True):
+    def __init__(self, env, gamma, norm_obs=True, norm_reward=True, time_limit=None):
         self.env, self.gamma, self.norm_obs, self.norm_reward = env, gamma, norm_obs, norm_reward
-        self.obs_dim = math.prod(env.observation_space.shape)
+        self.time_limit = time_limit
+        self.obs_dim = math.prod(env.observation_space.shape) + (time_limit is not None)
         self.action_space, self.action_shape = env.action_space, env.action_space.shape
         self.discrete = isinstance(env.action_space, gym.spaces.Discrete)
         self.action_dim = int(env.action_space.n) if self.discrete else math.prod(self.action_shape)
@@ -177,8 +180,11 @@ class NormalizedEnv:
             obs = np.asarray(returned).astype(np.float64, "K", "same_kind", True, False).ravel()
         except (TypeError, ValueError):
             raise _failure(action, f"returned the observation {_brief(returned)}, which is not numbers") from None
+        if self.time_limit is not None:
+            obs = np.append(obs, self.episode_length / self.time_limit - 0.5)
         if obs.size != self.obs_dim:
-            sizes = f"has {obs.size} numbers, its space {self.obs_dim}"
+            time = self.time_limit is not None
+            sizes = f"has {obs.size - time} numbers, its space {self.obs_dim - time}"
             raise _failure(action, f"returned the observation {_brief(returned)}, which {sizes}")
         # the second condition is for a sum that is too large of entries that are not
         if not obs.dot(obs) < self.largest_square and not (np.square(obs) <= self.largest_square).all():
@@ -374,7 +380,7 @@ def make_env(args, video_folder=None, video_trigger=None):
     """Make a NormalizedEnv of args.env_id, or end the program with one line that says why it cannot be made.
 
     Args:
-        args: has env_id, gamma, norm_obs and norm_reward, and may have env_kwargs.
+        args: has env_id, gamma, norm_obs and norm_reward, and may have env_kwargs and time_feature.
         video_folder: where to record videos; None records none.
         video_trigger: function from an episode's number to whether to record it; None for gymnasium's choice.
     """
@@ -415,6 +421,8 @@ def make_env(args, video_folder=None, video_trigger=None):
     for name, space in ("actions", actions), ("observations", env.observation_space):
         if isinstance(space, gym.spaces.Box) and math.prod(space.shape) == 0:
             fail(f"--env-id {env_id}: {name} {space} have no entries; an agent needs at least one")
+    if getattr(args, "time_feature", False) and env.spec.max_episode_steps is None:
+        fail(f"--time-feature: {env_id} has no time limit (max_episode_steps); leave it out")
     if video_folder:
         # an environment may draw from the global generators, and a run with videos is the same as one without
         states = random.getstate(), np.random.get_state()
@@ -428,7 +436,8 @@ def make_env(args, video_folder=None, video_trigger=None):
             fail_to_render(env_id, error)
         random.setstate(states[0])
         np.random.set_state(states[1])
-    return NormalizedEnv(env, args.gamma, args.norm_obs, args.norm_reward)
+    time_limit = env.spec.max_episode_steps if getattr(args, "time_feature", False) else None
+    return NormalizedEnv(env, args.gamma, args.norm_obs, args.norm_reward, time_limit)
 
 
 def fail_to_render(env_id, error):

@@ -109,6 +109,10 @@ class FlatModule(nn.Module):
         self._pinned, self._published = True, self._published[-1:]
         return self._flat
 
+    def published(self):
+        """Return the parameters that an optimizer takes: net.flat once it was taken, else all."""
+        return [p for p, _, _ in self._published]
+
     def publish(self, curvature):
         """Set .grad and .hess of all parameters to their views, for optimizers; `curvature` None is for no diagonal."""
         for p, grad, hess in self._published:
@@ -139,7 +143,8 @@ class KeptArrays:
 
         Args:
             p: a parameter with .grad.
-            curvature: what p.hess has to be the diagonal of; None for an optimizer that reads none.
+            curvature: what p.hess has to be the diagonal of; None for an optimizer that reads none. The exact "GGN"
+                stands in for the two that approximate it, but not for Hutchinson's, whose mean square is another.
             moments: tensors like p, or None for those that the optimizer does without.
 
         Raises:
@@ -147,7 +152,8 @@ class KeptArrays:
             ValueError: p.hess has another shape than p.
         """
         hess = getattr(p, "hess", None) if curvature else None
-        if curvature and (hess is None or getattr(hess, "curvature", curvature) != curvature):
+        found = getattr(hess, "curvature", curvature)
+        if curvature and (hess is None or (found != curvature and (found != "GGN" or curvature == "Hutchinson"))):
             found = "no .hess" if hess is None else f"a .hess of {hess.curvature}"
             shape = list(p.shape)
             raise RuntimeError(

@@ -259,7 +259,11 @@ def read_status(folder):
     try:
         status = json.loads(Path(folder, "status.json").read_text())
         needed = {"state", "step", "script", "args", "versions", "start", "resumed_at"}
-        return status if isinstance(status, dict) and needed <= status.keys() else None
+        if not isinstance(status, dict) or not needed <= status.keys():
+            return None
+        if isinstance(status["args"], dict):  # JSON has no tuples
+            status["args"] = {name: tuple(v) if isinstance(v, list) else v for name, v in status["args"].items()}
+        return status
     except (OSError, ValueError):
         return None
 
@@ -312,7 +316,7 @@ def model_of(args, agent, env_states):
     """Return what a saved model holds, as plain data and tensors.
 
     Args:
-        args: has env_id, norm_obs and state_std, and may have env_kwargs.
+        args: has env_id, norm_obs and state_std, and may have env_kwargs and time_feature.
         agent: the agent's state_dict.
         env_states: NormalizedEnv.get_state() of each environment.
     """
@@ -321,6 +325,7 @@ def model_of(args, agent, env_states):
         "env_id": args.env_id,
         "env_kwargs": getattr(args, "env_kwargs", ""),
         "norm_obs": args.norm_obs,
+        "time_feature": getattr(args, "time_feature", False),
         "state_std": args.state_std,
         "agent": {name: p.cpu() for name, p in agent.items()},  # a GPU's would need one to be read
         "statistics": [state["statistics"] for state in env_states],
@@ -334,8 +339,8 @@ def load_model(path):
         path: the saved model's file, or the folder of a run.
 
     Returns:
-        A dict with env_id, env_kwargs, norm_obs, state_std, agent (its state_dict) and statistics (one dict per
-        environment).
+        A dict with env_id, env_kwargs, norm_obs, time_feature, state_std, agent (its state_dict) and statistics (one
+        dict per environment).
 
     The tensors are on the CPU, wherever the run's were. Ends the program with one line if the path holds neither a
     model nor a checkpoint, or one of another format, or an agent that is not finite.
@@ -352,8 +357,9 @@ def load_model(path):
         if not models:
             args = {"state_std": False} | model["args"]
             model = model_of(argparse.Namespace(**args), model["agent"], model["envs"])
-        model.setdefault("env_kwargs", "")  # before it was a flag
-        model = {key: model[key] for key in ("env_id", "env_kwargs", "norm_obs", "state_std", "agent", "statistics")}
+        model = {"env_kwargs": "", "time_feature": False} | model  # before they were flags
+        keys = "env_id", "env_kwargs", "norm_obs", "time_feature", "state_std", "agent", "statistics"
+        model = {key: model[key] for key in keys}
         statistics = {f"{key} of the observations": model["statistics"][0]["obs"][key] for key in ("mean", "var")}
         for name, array in (model["agent"] | statistics).items():
             if not array.isfinite().all():

@@ -93,15 +93,16 @@ def _plain_switches(args_class, words):
 
 
 def _reading_rule(type_info):
-    """Tell tyro how to read int, float, bool and str, these or None, and tuples of one or more of them.
+    """Tell tyro how to read int, float, bool and str, these or None, and tuples of them: of one or more, or of N.
 
     A whole number may be written 1e6, and what can't be read is named in few words.
     """
     kind, several = type_info.type, get_origin(type_info.type) is tuple
     if several:
         kind, *more = get_args(kind)
-        if more != [...]:
+        if more != [...] and {*more} != {kind}:
             return None
+    number = "*" if several and more == [...] else 1 + len(more) if several else 1
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     readers = [READERS[kind] for kind in kinds if kind in READERS]
     if len(readers) != 1 or not {*kinds} <= {*READERS, type(None)}:
@@ -117,8 +118,8 @@ def _reading_rule(type_info):
 
     metavar = "|".join("None" if kind is type(None) else kind.__name__.upper() for kind in kinds)
     return tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*" if several else 1,
-        metavar=f"{metavar} ..." if several else metavar,
+        nargs=number,
+        metavar=f"{metavar} ..." if number == "*" else " ".join([metavar] * number),
         instance_from_str=lambda texts: read_several(texts) if several else read(texts[0]),
         is_instance=lambda value: isinstance(value, tuple if several else kinds),
         str_from_instance=lambda value: [*map(str, value)] if several else [str(value)],
@@ -182,21 +183,29 @@ def check_args(args):
         for name in names:
             value = getattr(args, name, None)  # None: an optional flag left out, or a flag of the other script
             if value is not None and not condition(value):
-                fail(f"--{name.replace('_', '-')} {repr(value) if value == '' else value}: {wanted}")
+                shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                fail(f"--{name.replace('_', '-')} {repr(value) if value == '' else shown}: {wanted}")
 
     check_extras(args)
     check(lambda n: n >= 1, "must be at least 1", "total_timesteps", "num_envs", "num_steps")
     check(lambda n: n >= 1, "must be at least 1", "num_minibatches", "update_epochs", "eval_episodes")
     check(lambda n: n >= 0, "must be at least 0, which turns evaluations off", "eval_interval")
     check(lambda name: name in OPTIMIZERS, f"choose one of {', '.join(OPTIMIZERS)}", "optimizer")
-    above_zero = "learning_rate", "eps", "delta", "clip_coef", "max_grad_norm", "target_kl"
+    above_zero = "learning_rate", "eps", "delta", "clip_coef", "max_grad_norm", "target_kl", "desired_kl"
     check(lambda x: 0 < x < math.inf, "must be a number above 0", *above_zero)
     check(lambda x: 0 <= x <= 1, "must be in [0, 1]", "gamma", "gae_lambda")
     check(lambda x: 0 <= x < math.inf, "must be a number >= 0", "ent_coef")
+    check(lambda betas: all(0 <= beta < 1 for beta in betas), "both must be in [0, 1)", "betas")
+    check(lambda _: not args.anneal_lr, "--anneal-lr sets the step size, too; leave one of them out", "desired_kl")
     check(lambda n: 0 <= n < 2**32, "must be in [0, 2^32)", "seed")
     check(lambda n: n >= 0, "must be at least 0, which turns checkpoints off", "checkpoint_interval")
     check(lambda name: name.isprintable(), "has characters that can't be printed", "env_id", "exp_name")
     check(bool, "must not be empty", "env_id")
+    if args.fisher and not args.optimizer.startswith("scaled-"):
+        fail(f"--fisher: {args.optimizer} has no trust region to measure; choose scaled-{args.optimizer}")
+    by_gradient = ("sgd", "adam", "scaled-sgd", "scaled-adam") if args.fisher else ("sgd", "adam")
+    if args.critic_ggn and (args.optimizer in by_gradient or "adahessian" in args.optimizer):
+        fail(f"--critic-ggn: {args.optimizer} does not use HesScale's diagonal, which this replaces; leave it out")
     for_file = "it names the model's file, so it must not"
     check(lambda name: name and name[0] != ".", f"{for_file} be empty or begin with a dot", "exp_name")
     check(lambda name: not set(name) & {*"/\\*?[]"}, f"{for_file} have any of / \\ * ? [ ]", "exp_name")

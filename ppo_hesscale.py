@@ -9,6 +9,7 @@ But for AdaHessian's, no step runs autograd.
 """
 
 import gc
+import itertools
 import os
 import time
 from collections import namedtuple
@@ -21,6 +22,7 @@ from torch import nn
 
 from hesscale_core import Gaussian, Softmax, TanhMLP, hutchinson, make_optimizer, ppo_loss, value_loss
 from hesscale_envs import make_envs
+from hesscale_fisher import leave_fisher
 from hesscale_run import Run, evaluate, get_state, load_checkpoint, seed_everything, start
 from hesscale_utils import (
     check_args,
@@ -87,12 +89,22 @@ class Args:
     """sgd, adam, adahessian, adahesscale or adahesscalegn, or one of them with step-size scaling: scaled-sgd, ..."""
     learning_rate: float | None = None
     """the step size; left out, the optimizer's measured default"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """decay rates of the first and the second moment"""
     eps: float = 1e-5
     """term added to the square root of the second moment"""
     delta: float = 1e-8
     """radius of the trust region of the scaled optimizers (Algorithm 3)"""
+    fisher: bool = False
+    """toggles the Fisher information as the metric of the trust region, whose radius is then a KL divergence in nats"""
+    critic_ggn: bool = False
+    """toggles the exact Gauss-Newton diagonal as the critic's curvature, in place of HesScale's"""
     state_std: bool = False
     """toggles a network of its own for the Gaussian policy's standard deviation, obs -> 64 tanh -> action"""
+    orthogonal_init: bool = True
+    """toggles orthogonal initial weights and zero biases; without, torch's default for linear layers"""
+    time_feature: bool = False
+    """toggles one more observation, the share of the time limit that has passed minus 0.5, normalized as the others"""
     num_envs: int = 1
     """the number of parallel game environments"""
     num_steps: int = 2048
@@ -123,6 +135,10 @@ class Args:
     """the maximum norm of the gradient of actor and critic together; None for no clipping"""
     target_kl: float | None = None
     """the target KL divergence threshold"""
+    desired_kl: float | None = None
+    """the KL divergence of an epoch to which the step size adapts: / 1.5 above twice this, * 1.5 below half of it"""
+    reset_step: bool = False
+    """toggles a step count of the optimizers that begins anew with each rollout, as in Adam-Rel"""
 
 
 def check_minibatches(args):
@@ -141,13 +157,17 @@ class Agent(nn.Module):
     The Gaussian's log_std [action_dim] is a parameter of the actor or, with state_std, the output of a third network.
     """
 
-    def __init__(self, obs_dim, action_dim, discrete, state_std=False):
+    def __init__(self, obs_dim, action_dim, discrete, state_std=False, orthogonal_init=True):
         super().__init__()
         self.discrete, self.state_std, self.to_net = discrete, state_std, to_numpy
         self.critic = TanhMLP(obs_dim, (64, 64), 1, output_gain=1.0)
         self.actor = TanhMLP(obs_dim, (64, 64), action_dim, output_gain=0.01, log_std=not (discrete or state_std))
         if state_std:
             self.actor_std = TanhMLP(obs_dim, (64,), action_dim, output_gain=0.01)
+        if not orthogonal_init:
+            for layer in self.modules():
+                if isinstance(layer, nn.Linear):
+                    layer.reset_parameters()
 
     def policy(self, obs):
         """Return the distribution of the actions, given observations [B, obs_dim]."""
@@ -171,7 +191,7 @@ class Agent(nn.Module):
             return (output + noise).argmax(-1)  # the largest of logits + Gumbel noise is a sample of the softmax
         return output + (noise * np.exp(to_numpy(self.actor_std(obs))) if self.state_std else noise)
 
-    def backward(self, pg, v, needs_hess, gauss_newton):
+    def backward(self, pg, v, needs_hess, gauss_newton, critic_ggn=False):
         """Carry the derivatives of policy loss and value loss from the networks' outputs to every parameter."""
         if not needs_hess:
             pg, v = pg._replace(hess=None, hess_log_std=None), v._replace(hess=None)
@@ -180,7 +200,7 @@ class Agent(nn.Module):
             self.actor_std.backward(pg.grad_log_std, pg.hess_log_std, gauss_newton)
         else:
             self.actor.backward(pg.grad, pg.hess, gauss_newton, pg.grad_log_std, pg.hess_log_std)
-        self.critic.backward(v.grad, v.hess, gauss_newton)
+        self.critic.backward(v.grad, v.hess, "exact" if critic_ggn else gauss_newton)
 
 
 def compute_gae(rewards, values, next_values, terminations, dones, gamma, gae_lambda):
@@ -241,12 +261,26 @@ def rollout(args, agent, envs, next_obs, rng, run):
     return Batch(b_obs, b_actions, b_log_probs, returns, values, advantages.reshape(-1))
 
 
+def adapt_step_size(optimizers, log_ratios, desired_kl):
+    """Adapt the step size to the KL divergence that an epoch's log-ratios estimate, as rl_games and rsl_rl do."""
+    kl = (np.exp(log_ratios) - 1 - log_ratios).mean()
+    for optimizer in optimizers.values():
+        group = optimizer.param_groups[0]
+        if kl > 2 * desired_kl:
+            group["lr"] = max(group["lr"] / 1.5, 1e-6)
+        elif kl < desired_kl / 2:
+            group["lr"] = min(group["lr"] * 1.5, 1e-2)
+
+
 def update(args, agent, optimizers, batch, rng):
     """Optimize the policy and value networks for update_epochs, on minibatches; return the figures to log, by tag."""
     optimizer = optimizers["actor"]
     by_autograd, gauss_newton = optimizer.curvature == "Hutchinson", optimizer.curvature == "HesScaleGN"
     parameters = [p for o in optimizers.values() for p in o.param_groups[0]["params"]]
     to_batch = partial(torch.as_tensor, device=parameters[0].device) if by_autograd else agent.to_net
+    if args.reset_step:  # each rollout is a new objective; the moments stay (Ellis et al. 2024)
+        for state in itertools.chain(*(o.state.values() for o in optimizers.values())):
+            state["step"] = 0
     log_ratios, scales = [], []
     for _ in range(args.update_epochs):
         # shuffled and normalized as a whole, which is cheaper: each array [num_minibatches, minibatch_size, ...]
@@ -265,10 +299,12 @@ def update(args, agent, optimizers, batch, rng):
             log_ratios.append(to_numpy(pg.log_prob - mb_log_probs))
 
             # their derivatives with respect to every parameter, and a step of each network
+            if args.fisher:
+                leave_fisher(agent, policy, value)
             if by_autograd:
                 hutchinson(pg.loss + v.loss, agent.parameters())  # no parameter is in both
             else:
-                agent.backward(pg, v, optimizer.needs_hess, gauss_newton)
+                agent.backward(pg, v, optimizer.needs_hess, gauss_newton, args.critic_ggn)
             if args.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
             for o in optimizers.values():
@@ -277,6 +313,8 @@ def update(args, agent, optimizers, batch, rng):
 
         last_log_ratio = log_ratios[-1]
         approx_kl = (np.exp(last_log_ratio) - 1 - last_log_ratio).mean()
+        if args.desired_kl is not None:
+            adapt_step_size(optimizers, log_ratios[-args.num_minibatches :], args.desired_kl)
         if args.target_kl is not None and approx_kl > args.target_kl:
             break
 
@@ -312,9 +350,10 @@ def main(args):
 
     # agent setup: one optimizer, and so one trust region, for each network; AdaHessian's derivatives are autograd's
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    agent = Agent(envs[0].obs_dim, envs[0].action_dim, envs[0].discrete, args.state_std).to(device)
+    sizes = envs[0].obs_dim, envs[0].action_dim, envs[0].discrete
+    agent = Agent(*sizes, args.state_std, args.orthogonal_init).to(device)
     agent.to_net = make_to_net(device)
-    options = dict(lr=args.learning_rate, eps=args.eps, delta=args.delta)
+    options = dict(lr=args.learning_rate, betas=args.betas, eps=args.eps, delta=args.delta, fisher=args.fisher)
     by_autograd = "adahessian" in args.optimizer
     optimizers = {
         name: make_optimizer(args.optimizer, net.parameters() if by_autograd else [net.flat], **options)

@@ -74,8 +74,9 @@ def main(args):
     name = os.path.basename(os.path.abspath(args.path)).removesuffix(".pt")
     videos = f"videos/{name}__evaluation" if args.capture_video else None
     options = argparse.Namespace(
-        env_id=env_id, env_kwargs=env_kwargs, gamma=1.0, norm_obs=model["norm_obs"], norm_reward=False
-    )
+        env_id=env_id, env_kwargs=env_kwargs, gamma=1.0, norm_obs=model["norm_obs"], norm_reward=False,
+        time_feature=model["time_feature"],
+    )  # fmt: skip
     env = make_env(options, videos, video_trigger=lambda episode: True)
     found = env.obs_dim, env.action_dim, env.discrete
     if found != trained_on:

@@ -30,6 +30,7 @@ def describe(key):
     """Return a run's agent and arguments {name: value}, with today's default for an argument that it does not have."""
     script, args = json.loads(key)
     today = {name: value for name, value in (defaults(script) or {}).items() if name not in FREE_FLAGS}
+    args = {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
     return {"agent": agent_name(script)} | today | args
 
 

@@ -34,7 +34,7 @@ from collections import Counter, defaultdict, deque
 from dataclasses import asdict, dataclass, fields, make_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import tyro
 from tqdm import tqdm
@@ -68,7 +68,8 @@ class Cell(NamedTuple):
         for field in fields(self.args):
             value, flag = getattr(self.args, field.name), field.name.replace("_", "-")
             if value != field.default or field.name in ABOUT:
-                yield from [f"--{'' if value else 'no-'}{flag}"] if field.type is bool else [f"--{flag}", str(value)]
+                words = map(str, value if isinstance(value, tuple) else [value])
+                yield from [f"--{'' if value else 'no-'}{flag}"] if field.type is bool else [f"--{flag}", *words]
 
     def __str__(self):
         a = self.args
@@ -133,9 +134,11 @@ def expand(table, where):
     for name in table["agent"]:
         module, rest = load_agent(str(name)), {key: values for key, values in table.items() if key != "agent"}
         types = {field.name: get_args(field.type) or (field.type,) for field in fields(module.Args)}
+        types |= {field.name: (tuple,) for field in fields(module.Args) if get_origin(field.type) is tuple}
         for key, values in rest.items():
             if key not in types or key == "resume":
                 fail(f"{flag(key)}: is not a flag that a sweep of {os.path.basename(module.__file__)} can have")
+            values = [tuple(v) if type(v) is list else v for v in values]  # TOML has no tuples
             rest[key] = [float(v) if type(v) is int and float in types[key] else v for v in values]
             for value in rest[key]:
                 if type(value) not in types[key]:
@@ -178,7 +181,7 @@ def write_cells(path, cells):
             for field in fields(cell.args):
                 value = getattr(cell.args, field.name)
                 if value != field.default:
-                    file.write(f"{field.name} = {json.dumps(value)}\n")
+                    file.write(f"{field.name} = {json.dumps([value])}\n")  # a list of values
 
 
 # ---- what is done ------------------------------------------------------------------------------------------

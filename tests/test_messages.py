@@ -126,6 +126,7 @@ NOT_READ = [
     ("--seed 1e-999999999", "--seed 1e-999999999: must be a whole number"),
     (f"--seed {'9' * 5000}", f"--seed {'9' * 5000}: is too large"),
     (f"--seed {'é' * 300}", f"--seed {'é' * 300}: must be a whole number"),
+    ("--betas 0.9 high", "--betas high: must be a number"),
     ("--learning-rate small", "--learning-rate small: must be a number"),
     ("--gamma ", "--gamma '': must be a number"),
     ("--seed", "Missing value for argument '--seed'. Expected 1 values"),
@@ -160,6 +161,7 @@ def test_what_cannot_be_read_is_said_whole_in_one_line(parse, monkeypatch, colum
         (SWEEP, "--seed 1 two", "--seed two: must be a whole number"),
         (SWEEP, "--norm-obs yes perhaps", "--norm-obs perhaps: must be True or False"),
         (SWEEP, "--learning-rate 1e-3 None x", "--learning-rate x: must be a number"),
+        (SWEEP, "--betas 0.9", "--betas Could not find valid parse for arguments: ['0.9']"),
         (SWEEP, "--env-id --seed 1", "--env-id has no values"),
         (SWEEP, "--cells 1", "--cells no type matching {None}|{INT INT} could be instantiated from ['1']"),
     ]:
@@ -169,6 +171,12 @@ def test_what_cannot_be_read_is_said_whole_in_one_line(parse, monkeypatch, colum
     assert all(
         part in line for part in ("Missing from", "--width INT", "--height INT", "Unrecognized options: --depth")
     )
+
+
+@both
+def test_two_numbers_are_read_as_a_pair(parse, agent):
+    assert parse(agent.Args, "--betas", "0.9", "0") == {"betas": (0.9, 0.0)}
+    assert parse(SWEEP, "--betas", "0.9", "0.9", "0.99", "1e-1") == {"betas": ((0.9, 0.9), (0.99, 0.1))}
 
 
 def test_help_is_as_wide_as_the_terminal(monkeypatch, capsys):

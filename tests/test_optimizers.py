@@ -345,6 +345,21 @@ def test_a_diagonal_of_another_curvature_is_refused(name, curvature):
         assert all((p != b).any() for p, b in zip(net.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_exact_gauss_newton_diagonal_stands_in_for_hesscales_and_not_for_hutchinsons(memory, name):
+    torch.manual_seed(0)
+    net, x = TanhMLP(3, (4,), 1).double(), memory(torch.ones(6, 3).double())
+    optimizer = make_optimizer(name, [net.flat], lr=0.1)
+    net(x)
+    net.backward(*memory(torch.ones(2, 6, 1).double()), gauss_newton="exact")
+    if optimizer.curvature == "Hutchinson":
+        with pytest.raises(RuntimeError, match=r"has a \.hess of GGN; before each step, compute that of Hutchinson"):
+            optimizer.step()
+    else:
+        optimizer.step()
+        assert net.flat.hess is None
+
+
 @pytest.mark.parametrize("shape", [(4,), (1, 4), (12,)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_diagonal_of_another_shape_is_refused(memory, name, shape):

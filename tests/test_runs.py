@@ -174,12 +174,17 @@ def test_thirty_kills(tmp_path, agent, env_id):
         "--env-id toy_envs:Drift-v0 --optimizer scaled-adam --num-envs 3 --anneal-lr",
         "--env-id toy_envs:Drift-v0 --optimizer adahessian --no-norm-obs --no-norm-reward --max-grad-norm 0.5",
         "--env-id toy_envs:Counter-v0 --optimizer adahesscale",
+        "--env-id toy_envs:Drift-v0 --optimizer scaled-adahesscale --critic-ggn --betas 0.9 0.9 --desired-kl 0.01",
+        "--env-id toy_envs:Drift-v0 --optimizer scaled-adam --fisher --delta 1e-3",
+        "--env-id toy_envs:Drift-v0 --optimizer adam --reset-step --time-feature --no-orthogonal-init",
         "--env-id Humanoid-v4 --optimizer scaled-adahesscale",
     ],
 )
 def test_a_run_goes_on_bit_for_bit_from_each_of_its_checkpoints(tmp_path, monkeypatch, agent, flags):
     """In one process: every checkpoint is kept aside, and each one is gone on from."""
     monkeypatch.chdir(tmp_path)
+    if agent == "a2c":
+        flags = flags.replace("--desired-kl 0.01", "").replace("--reset-step", "")  # PPO's alone
     flags = [*flags.split(), "--num-steps", "64", "--total-timesteps", "1536", "--checkpoint-interval", "300"]
     parse = lambda *more: args_of(agent, *flags, *more)  # noqa: E731
     kept = []
@@ -802,6 +807,16 @@ def test_evaluation_prints_mean_and_deviation_the_same_each_time(tmp_path):
 def test_a_checkpoint_can_be_evaluated(interrupted):
     code, out, err = evaluate(os.path.dirname(interrupted[0]), interrupted[0], "--episodes", 2)
     assert code == 0 and "toy_envs:Drift-v0, 2 episodes" in out, err
+
+
+def test_an_agent_that_observes_the_time_is_evaluated_with_it(tmp_path, monkeypatch):
+    assert run(tmp_path, "ppo", *DRIFT, "--total-timesteps", 1280, "--time-feature")[0] == 0
+    model = hesscale_run.load_model(only_run(tmp_path))
+    assert model["time_feature"] is True and model["agent"]["actor.layers.0.weight"].shape == (64, 3)
+    code, out, err = evaluate(tmp_path, only_run(tmp_path), "--episodes", 2)
+    assert code == 0 and "toy_envs:Drift-v0, 2 episodes, most likely actions" in out, err
+    code, out, err = evaluate(tmp_path, only_run(tmp_path), "--env-id", "toy_envs:Raises-v0")
+    assert code == 1 and "--time-feature: toy_envs:Raises-v0 has no time limit (max_episode_steps)" in line(err)
 
 
 def test_an_agent_with_a_state_dependent_deviation_can_be_evaluated(tmp_path):

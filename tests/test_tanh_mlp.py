@@ -160,6 +160,41 @@ def test_gauss_newton_equals_the_exact_ggn_where_the_output_hessian_is_diagonal(
         close(p.hess, expected[name])
 
 
+@pytest.mark.parametrize("hidden", [(5,), (6, 5), (5, 6, 4)])
+@pytest.mark.parametrize("batch", [1, 5, 64])
+def test_exact_gauss_newton_is_autograds_ggn_of_a_clipped_value_loss(kind, hidden, batch):
+    """Sum over samples of h (dv/dw)^2, one backward pass of autograd each; samples of zero curvature are included."""
+    net, x, _ = make((4, hidden, 1), seed=batch, batch=batch)
+    value, returns, old_value = net(x), *torch.randn(2, batch, 1).double()
+    squared = torch.max((value - returns) ** 2, (old_value + (value - old_value).clamp(-0.2, 0.2) - returns) ** 2)
+    (g,) = torch.autograd.grad(0.5 * squared.mean(), value, create_graph=True)
+    curved = g.detach() != 0  # where the larger branch is constant, both derivatives are zero
+    v = value_loss(net(kind(x)), kind(returns), kind(old_value), 0.2)
+    net.backward(v.grad, v.hess, gauss_newton="exact")
+    assert batch < 64 or 0 < curved.sum() < batch
+    params = list(net.parameters())
+    expected = [torch.zeros_like(p) for p in params]
+    for b in range(batch):
+        for total, slope in zip(expected, torch.autograd.grad(net(x[b : b + 1])[0, 0], params), strict=True):
+            total += curved[b, 0].double() / batch * slope**2
+    for p, diagonal in zip(params, expected, strict=True):
+        close(p.hess, diagonal)
+        assert p.hess.curvature == "GGN"
+    for p, grad in zip(params, torch.autograd.grad(0.5 * squared.mean(), params), strict=True):
+        close(p.grad, grad)
+
+
+def test_exact_gauss_newton_refuses_more_outputs_and_negative_curvature(kind):
+    for outputs, curvature in (2, 1.0), (1, -1.0):
+        net, x, _ = make((4, (5,), outputs))
+        net(kind(x))
+        hess = torch.ones(7, outputs).double()
+        hess[3] = curvature
+        with pytest.raises(ValueError, match="needs a network with one output, and no hess_output below zero"):
+            net.backward(kind(hess), kind(hess), gauss_newton="exact")
+        net.backward(kind(hess), None, gauss_newton="exact")  # the gradient alone
+
+
 def test_gradient_alone_leaves_no_hessian(kind):
     """Not even the one of the backward pass before, which an optimizer could take for this one's."""
     net, x, targets = make((4, (6, 5), 3))

@@ -47,9 +47,28 @@ Transition = namedtuple("Transition", "obs action log_prob value reward next_obs
 Passed = namedtuple("Passed", "layer inputs output")
 
 
+class TimeFeature(gym.Wrapper):
+    """Appends the share of the time limit that has passed, minus a half."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (env.observation_space.shape[0] + 1,), np.float64)
+
+    def reset(self, **options):
+        self.t = 0
+        obs, info = self.env.reset(**options)
+        return np.array([*obs, -0.5]), info
+
+    def step(self, action):
+        self.t += 1
+        obs, *rest = self.env.step(action)
+        return np.array([*obs, self.t / self.env.spec.max_episode_steps - 0.5]), *rest
+
+
 def literal_env(args):
-    """CleanRL's stack of wrappers."""
-    env = gym.wrappers.RecordEpisodeStatistics(gym.make(args.env_id))
+    """CleanRL's stack of wrappers, around the authors' time feature if asked for."""
+    env = gym.make(args.env_id)
+    env = gym.wrappers.RecordEpisodeStatistics(TimeFeature(env) if args.time_feature else env)
     if isinstance(env.action_space, gym.spaces.Box):
         env = gym.wrappers.ClipAction(env)
     if args.norm_obs:
@@ -81,22 +100,32 @@ class LiteralOptimizer:
     """Algorithm 2, or torch's own SGD or Adam; for the scaled ones, Algorithm 3 around it. One for each network."""
 
     def __init__(self, args, params):
-        self.params, self.eps, self.delta, self.t = params, args.eps, args.delta, 0
+        self.params, self.eps, self.delta, self.betas, self.t = params, args.eps, args.delta, args.betas, 0
         self.scaled, base = args.optimizer.startswith("scaled-"), args.optimizer.removeprefix("scaled-")
         self.torch = {
             "sgd": lambda: torch.optim.SGD(params, lr=1.0),
-            "adam": lambda: torch.optim.Adam(params, lr=1.0, eps=args.eps),
+            "adam": lambda: torch.optim.Adam(params, lr=1.0, betas=args.betas, eps=args.eps),
         }.get(base, lambda: None)()
-        self.m = self.v = [torch.zeros_like(p) for p in params]
+        self.m = self.v = self.f = [torch.zeros_like(p) for p in params]
+
+    def reset_step(self):
+        self.t = 0
+        for state in self.torch.state.values() if self.torch is not None else ():
+            if "step" in state:
+                state["step"] = torch.zeros_like(state["step"])
 
     @torch.no_grad()
-    def step(self, lr, hess):
-        """Move the parameters by their .grad and the diagonals `hess`; return eta, and the h of Algorithm 3."""
+    def step(self, lr, hess, fisher=None):
+        """Move the parameters by their .grad and the diagonals `hess`; return eta, and the h of Algorithm 3.
+
+        With the diagonals `fisher`, h measures the update by their average instead.
+        """
         self.t += 1
-        self.v = [0.999 * v + 0.001 * h**2 for v, h in zip(self.v, hess, strict=True)]
-        self.m = [0.9 * m + 0.1 * p.grad for m, p in zip(self.m, self.params, strict=True)]
-        root_v_hat = [(v / (1 - 0.999**self.t)).sqrt() for v in self.v]
-        m_hat = [m / (1 - 0.9**self.t) for m in self.m]
+        beta1, beta2 = self.betas
+        self.v = [beta2 * v + (1 - beta2) * h**2 for v, h in zip(self.v, hess, strict=True)]
+        self.m = [beta1 * m + (1 - beta1) * p.grad for m, p in zip(self.m, self.params, strict=True)]
+        root_v_hat = [(v / (1 - beta2**self.t)).sqrt() for v in self.v]
+        m_hat = [m / (1 - beta1**self.t) for m in self.m]
         u = [lr * m / (root_v + self.eps) for m, root_v in zip(m_hat, root_v_hat, strict=True)]
         before = [p.clone() for p in self.params]
         if self.torch is not None:
@@ -104,6 +133,10 @@ class LiteralOptimizer:
             self.torch.step()
             u = [p_before - p for p_before, p in zip(before, self.params, strict=True)]
         h = sum((root_v * part**2).sum() for root_v, part in zip(root_v_hat, u, strict=True)).item()
+        if fisher is not None:
+            self.f = [self.betas[1] * f + (1 - self.betas[1]) * new for f, new in zip(self.f, fisher, strict=True)]
+            f_hat = [f / (1 - self.betas[1] ** self.t) for f in self.f]
+            h = sum((f * part**2).sum() for f, part in zip(f_hat, u, strict=True)).item()
         eta = (2 * self.delta / h) ** 0.5 if self.scaled and h > 2 * self.delta else 1.0
         for p, p_before, part in zip(self.params, before, u, strict=True):
             p.copy_(p_before - eta * part)
@@ -125,6 +158,11 @@ class LiteralAgent:
         self.nets["actor"] = orthogonal_layers(obs_dim, 64, 64, self.action_dim, gain=0.01)
         if args.state_std:
             self.nets["actor_std"] = orthogonal_layers(obs_dim, 64, self.action_dim, gain=0.01)
+        if not args.orthogonal_init:
+            self.nets = {
+                net: [torch.nn.Linear(layer.in_features, layer.out_features).double() for layer in layers]
+                for net, layers in self.nets.items()
+            }
         self.log_std = torch.zeros(self.action_dim, dtype=torch.float64, requires_grad=True)
         perturb([p for net in self.nets for p in self.parameters(net)])
         self.optimizers = {net: LiteralOptimizer(args, self.parameters(net)) for net in self.nets}
@@ -211,7 +249,11 @@ class LiteralAgent:
     def update_ppo(self, obs, actions, old_log_probs, old_values, advantages):
         args, returns, size = self.args, advantages + old_values, len(obs) // self.args.num_minibatches
         clipped, steps = [], []
+        if args.reset_step:
+            for optimizer in self.optimizers.values():
+                optimizer.reset_step()
         for _ in range(args.update_epochs):
+            kl = 0.0
             for mb in torch.tensor(self.rng.permutation(len(obs))).split(size):
                 A, c = advantages[mb], args.clip_coef
                 if args.norm_adv:
@@ -226,7 +268,13 @@ class LiteralAgent:
                     squared = torch.max(squared, (close - returns[mb]) ** 2)
                 value_loss = 0.5 * squared.mean()
                 steps.append(self.step(policy_loss - args.ent_coef * entropy, value_loss))
+                kl += ((ratio - 1) - log_ratio).sum().item() / len(obs)
                 clipped.append(((ratio - 1).abs() > c).double().mean().item())
+            if args.desired_kl is not None:
+                if kl > 2 * args.desired_kl:
+                    self.lr = max(self.lr / 1.5, 1e-6)
+                if kl < 0.5 * args.desired_kl:
+                    self.lr = min(self.lr * 1.5, 1e-2)
             approx_kl = ((ratio - 1) - log_ratio).mean().item()
             if args.target_kl is not None and approx_kl > args.target_kl:
                 break
@@ -264,6 +312,7 @@ class LiteralAgent:
         loss, nets = policy_loss + value_loss, list(self.nets)
         curvature = CURVATURES.get(self.args.optimizer.removeprefix("scaled-"), "HesScale")
         params = {net: self.parameters(net) for net in nets}
+        fisher = {net: self.fisher(net) if self.args.fisher else None for net in nets}
         everything = [p for net in nets for p in params[net]]
         if curvature == "Hutchinson":
             grads = grad(loss, everything, create_graph=True)
@@ -273,6 +322,8 @@ class LiteralAgent:
             hess = {net: [of_parameter[p] for p in params[net]] for net in nets}
         else:
             hess = {net: self.hesscale(loss, net, curvature == "HesScaleGN") for net in nets}
+            if self.args.critic_ggn:
+                hess["critic"] = self.critic_ggn(loss)
             grads = grad(loss, everything)
         for p, g in zip(everything, grads, strict=True):
             p.grad = g.detach()
@@ -283,7 +334,7 @@ class LiteralAgent:
         result = {}
         for net in nets:
             signs = torch.cat([h.flatten() for h in hess[net]]) < 0
-            result[net] = *self.optimizers[net].step(self.lr, hess[net]), signs.double().mean().item()
+            result[net] = *self.optimizers[net].step(self.lr, hess[net], fisher[net]), signs.double().mean().item()
         return result
 
     def hesscale(self, loss, net, gauss_newton):
@@ -299,11 +350,41 @@ class LiteralAgent:
             diagonals.insert(0, hessian_diagonal(loss, self.log_std))
         return [d.detach() for d in diagonals]
 
+    def fisher(self, net):
+        """The Fisher information's diagonal, a mean over the batch: Gauss-Newton's recursion, for the critic exact."""
+        output, params = self.layers_passed[net][-1].output.detach(), self.parameters(net)
+        batch, diagonals = len(output), []
+        if net == "critic":
+            slopes = [grad(v, params, retain_graph=True) for v in self.layers_passed[net][-1].output[:, 0]]
+            return [sum(s**2 for s in of_samples) / batch for of_samples in zip(*slopes, strict=True)]
+        if net == "actor_std":
+            f = torch.full_like(output, 2 / batch)
+        elif self.discrete:
+            f = torch.softmax(output, 1) * (1 - torch.softmax(output, 1)) / batch
+        else:
+            log_std = self.layers_passed["actor_std"][-1].output if self.args.state_std else self.log_std
+            f = (torch.exp(-2 * log_std) / batch).detach().expand(output.shape)
+        for layer, inputs, _ in reversed(self.layers_passed[net]):
+            diagonals = [torch.einsum("bo,bi->oi", f, inputs.detach() ** 2), f.sum(0), *diagonals]
+            f = (1 - inputs.detach() ** 2) ** 2 * torch.einsum("bo,oi->bi", f, layer.weight.detach() ** 2)
+        shared = [torch.full_like(self.log_std, 2.0).detach()] if len(params) > len(diagonals) else []
+        return shared + diagonals
+
+    def critic_ggn(self, loss):
+        """The diagonal of the sum over samples of h (dv/dw) (dv/dw)^T, with h the value loss's exact curvature."""
+        value, params = self.layers_passed["critic"][-1].output, self.parameters("critic")
+        slopes = [grad(v, params, retain_graph=True) for v in value[:, 0]]
+        h = hessian_diagonal(loss, value)[:, 0]
+        return [
+            sum(h_b * s**2 for h_b, s in zip(h, of_samples, strict=True)) for of_samples in zip(*slopes, strict=True)
+        ]
+
     def figures(self, steps):
         """The figures of the optimizers that made `steps`."""
         figures, scaled = {"charts/learning_rate": self.lr}, self.args.optimizer.startswith("scaled-")
         for net in self.nets:
-            if scaled or self.args.optimizer not in ("sgd", "adam"):
+            by_gradient = self.args.optimizer.removeprefix("scaled-") in ("sgd", "adam")
+            if not by_gradient or (scaled and not self.args.fisher):
                 figures[f"hesscale/negative_curvature_{net}"] = steps[-1][net][2]
             if scaled:
                 figures[f"hesscale/eta_{net}"] = np.mean([step[net][0] for step in steps])
@@ -366,11 +447,12 @@ class Ours:
         torch.manual_seed(args.seed)
         self.rng, self.envs = np.random.default_rng(args.seed), make_envs(args, "")
         env = self.envs[0]
-        self.agent = self.module.Agent(env.obs_dim, env.action_dim, env.discrete, args.state_std).double()
+        options = args.state_std, args.orthogonal_init
+        self.agent = self.module.Agent(env.obs_dim, env.action_dim, env.discrete, *options).double()
         self.agent.to_net = to_net or self.agent.to_net
         perturb(self.agent.parameters())
         by_autograd = "adahessian" in args.optimizer
-        options = dict(lr=args.learning_rate, eps=args.eps, delta=args.delta)
+        options = dict(lr=args.learning_rate, betas=args.betas, eps=args.eps, delta=args.delta, fisher=args.fisher)
         self.optimizers = {
             name: make_optimizer(args.optimizer, net.parameters() if by_autograd else [net.flat], **options)
             for name, net in self.agent.named_children()
@@ -491,6 +573,13 @@ FLAGS = {
         dict(max_grad_norm=0.3),
         dict(target_kl=0.005),
         dict(eps=1e-2),
+        dict(betas=(0.8, 0.8)),
+        dict(reset_step=True),
+        dict(desired_kl=1e-6),
+        dict(desired_kl=1.0),
+        dict(orthogonal_init=False),
+        dict(time_feature=True),
+        dict(critic_ggn=True),
     ],
     "a2c": [
         dict(seed=2),
@@ -503,6 +592,10 @@ FLAGS = {
         dict(ent_coef=0.05),
         dict(max_grad_norm=0.3),
         dict(eps=1e-2),
+        dict(betas=(0.8, 0.8)),
+        dict(critic_ggn=True),
+        dict(orthogonal_init=False),
+        dict(time_feature=True),
     ],
 }
 TOGETHER = dict(seed=2, num_envs=3, num_steps=8, gamma=0.8, ent_coef=0.05, max_grad_norm=0.3, eps=1e-3)
@@ -538,12 +631,74 @@ def test_updates_with_all_flags_at_once_are_the_literal_agents(agent, policy, na
     assert_same_learning(ours, literal_learn(agent, policy, name, **ALL_FLAGS[agent]))
 
 
+CURVED = [name for name in OPTIMIZERS if name not in ("sgd", "adam") and "adahessian" not in name]
+
+
+@both
+@pytest.mark.parametrize("name", CURVED)
+def test_updates_by_the_critics_exact_gauss_newton_diagonal_are_the_literal_agents(agent, name):
+    flags = dict(critic_ggn=True, clip_vloss=True) if agent == "ppo" else dict(critic_ggn=True)
+    ours = learn(Ours(agent, arguments(agent, "gaussian", name, **flags)))
+    assert_same_learning(ours, literal_learn(agent, "gaussian", name, **flags))
+
+
+@both
+@all_policies
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name.startswith("scaled-")])
+def test_updates_in_a_trust_region_of_fisher_information_are_the_literal_agents(agent, policy, name):
+    flags = dict(fisher=True, betas=(0.9, 0.99), delta=1e-6)
+    theirs = literal_learn(agent, policy, name, **flags)
+    assert_same_learning(learn(Ours(agent, arguments(agent, policy, name, **flags))), theirs)
+    on_tensors = Ours(agent, arguments(agent, policy, name, **flags), to_net=torch.as_tensor)
+    assert_same_learning(learn(on_tensors), theirs)
+    assert min(figures[f"hesscale/eta_{net}"] for figures in theirs[1] for net in ("actor", "critic")) < 0.99
+
+
 @both
 @all_policies
 @pytest.mark.parametrize("name", ["scaled-adam", "scaled-adahesscalegn"])
 def test_updates_of_tensors_as_on_a_gpu_are_the_literal_agents(agent, policy, name):
     ours = learn(Ours(agent, arguments(agent, policy, name, **ALL_FLAGS[agent]), to_net=torch.as_tensor))
     assert_same_learning(ours, literal_learn(agent, policy, name, **ALL_FLAGS[agent]))
+
+
+@both
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_heeds_betas_and_a_step_count_that_begins_anew(agent, name):
+    flags = dict(betas=(0.7, 0.9)) | (dict(reset_step=True) if agent == "ppo" else {})
+    ours = learn(Ours(agent, arguments(agent, "gaussian", name, **flags)))
+    assert_same_learning(ours, literal_learn(agent, "gaussian", name, **flags))
+
+
+@pytest.mark.parametrize("name", ["adam", "scaled-adahesscale"])
+def test_the_step_size_adapts_to_the_desired_kl_in_both_directions(name):
+    args = arguments("ppo", "gaussian", name, update_epochs=4, desired_kl=0.01, delta=1e-4, learning_rate=3e-3)
+    ours, literal, rates = Ours("ppo", args), LiteralAgent(args, perturb=perturb), []
+    start = literal.vector()
+    for _ in range(8):
+        assert_same_figures(ours.update(ours.rollout()), literal.update(literal.rollout()))
+        assert_same_parameters(ours.vector(), literal.vector(), start)
+        rates.append(literal.lr)
+        assert {o.param_groups[0]["lr"] for o in ours.optimizers.values()} == {literal.lr}
+    changes = np.diff(rates)
+    assert changes.max() > 0 > changes.min()
+
+
+def test_the_step_size_that_adapts_stays_within_its_bounds():
+    """An epoch of half the desired KL to twice of it changes nothing; bounds are those of rl_games."""
+    optimizers = {net: make_optimizer("sgd", [torch.nn.Parameter(torch.ones(1))], lr=1e-3) for net in "ac"}
+
+    def adapt(lr, kl):
+        log_ratio = (2 * kl) ** 0.5  # e^x - 1 - x is x^2 / 2 for a small x
+        for o in optimizers.values():
+            o.param_groups[0]["lr"] = lr
+        ppo_hesscale.adapt_step_size(optimizers, [np.full(3, log_ratio), np.full(3, -log_ratio)], 1e-4)
+        (rate,) = {o.param_groups[0]["lr"] for o in optimizers.values()}
+        return rate
+
+    assert adapt(1e-3, 1.9e-4) == adapt(1e-3, 0.6e-4) == 1e-3
+    assert adapt(1e-3, 2.1e-4) == pytest.approx(1e-3 / 1.5) and adapt(1e-3, 0.4e-4) == pytest.approx(1.5e-3)
+    assert adapt(1.2e-6, 1e-3) == 1e-6 and adapt(9e-3, 1e-6) == 1e-2
 
 
 @all_policies
@@ -586,6 +741,9 @@ RUNS = [
     ("a2c", "gaussian", dict(optimizer="scaled-adahesscale", delta=1e-6, eps=1e-3, seed=3, anneal_lr=True) | LONG),
     ("a2c", "state-dependent gaussian", dict(optimizer="scaled-adam", learning_rate=0.01) | LONG),
     ("a2c", "softmax", dict(optimizer="adahessian", anneal_lr=True) | LONG),
+    ("ppo", "gaussian", dict(optimizer="scaled-adam", delta=1e-4, time_feature=True, critic_ggn=True, desired_kl=1e-3)),
+    ("ppo", "gaussian", dict(optimizer="adam", reset_step=True, betas=(0.9, 0.9))),
+    ("a2c", "state-dependent gaussian", dict(optimizer="sgd", orthogonal_init=False, time_feature=True) | SHORT),
     ("a2c", "softmax", dict(optimizer="sgd", max_grad_norm=0.2, norm_obs=False, norm_reward=False) | SHORT),
 ]
 
