@@ -29,9 +29,10 @@ from typing import Literal
 import drawing
 import numpy as np
 import stats
+import sweep
 import tyro
 from drawing import label, order
-from reading import BINS, COLUMNS, ROOT, pd, read_all  # which checks that pandas is there
+from reading import BINS, COLUMNS, pd, read_all  # which checks that pandas is there
 from sweep import ABOUT, DONE, read_cells
 from tables import write_csv
 
@@ -89,14 +90,14 @@ def choose(args):
         if not os.path.isdir(folder) and args.runs != Args.runs:
             fail(f"--runs {folder}: there is no such folder; name one that holds runs' folders, as runs")
     cells = read_cells(args.grids) if args.grids else {}
-    rows = read_all(args.runs, sorted(glob.glob(f"{ROOT}/results/*/runs.csv.gz")) if cells else [])
+    rows = read_all(args.runs, sorted(glob.glob(sweep.ARCHIVES)) if cells else [])
     if missing := len(cells.keys() - set(rows["key"])):
         warning = (
             f"warning: {missing} of the grid's {len(cells)} runs are missing; scripts/sweep.sh --dry-run names them"
         )
         print(warning, file=sys.stderr)
     rows = rows[rows["key"].isin(cells.keys())] if cells else rows
-    rows = rows.assign(selection=[key in cells and getattr(cells[key], "selection", False) for key in rows["key"]])
+    rows = rows.assign(selection=[key in cells and cells[key].selection for key in rows["key"]])
     by = [name.replace("-", "_") for name in args.by]
     if unknown := {*by} - {*rows.columns}:
         fail(f"--by {words(unknown)}: no run has such a flag")

@@ -104,7 +104,8 @@ def read_archive(path):
         rows["key"] = [identity(script, (defaults(script) or {}) | args) for script, args in keys]
         rows["versions"] = rows["versions"].map(json.loads)
         rows["curve"] = [np.array([float(x or "nan") for x in text.split(" ")]) for text in rows["curve"]]
-        rows["evaluations"] = rows["evaluations"].map(lambda text: json.loads(text) if isinstance(text, str) else {})
+        evaluations = rows["evaluations"].fillna("{}").map(json.loads)
+        rows["evaluations"] = [{int(step): value for step, value in found.items()} for found in evaluations]
     except Exception as error:  # whatever a damaged file makes gzip, pandas or json raise
         fail(f"{path}: is not an archive that can be read ({type(error).__name__}: {error})")
     return rows.assign(source=path, damage="")

@@ -7,15 +7,18 @@
 
 A grid file is TOML. Each of its [[grid]] tables gives flags of the agents one value or a list, and stands for all
 combinations of these; what is left out has the agent's default. A flag on the command line replaces the files'.
+`selection = true` marks a table's seeds as those that choices are made on, for scripts/plot.py.
 
-A cell of the grid is known by its script and all its arguments. A run in runs/ that has them and is finished or
-diverged is not made again, and one that was interrupted or killed is gone on with: so the same command, given again,
-completes the sweep. Exit status: 0 all done, 1 some failed, 75 stopped before the end.
+A cell of the grid is known by its script and all its arguments. A run in runs/ or in an archive (results/*/runs.csv.gz)
+that has them and is finished or diverged is not made again, and one that was interrupted or killed is gone on with: so
+the same command, given again, completes the sweep. Exit status: 0 all done, 1 some failed, 75 stopped before the end.
 """
 
 import contextlib
+import csv
 import datetime
 import glob
+import gzip
 import hashlib
 import importlib.util
 import itertools
@@ -27,10 +30,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import tomllib
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, make_dataclass
 from functools import cache
 from pathlib import Path
@@ -45,6 +48,8 @@ from hesscale_envs import make_env
 from hesscale_run import DIVERGED, INTERRUPTED, SIGNALS, folders_like, identity, lock, lock_file, read_status
 from hesscale_utils import check_args, fail, parse_args
 
+ARCHIVES = f"{ROOT}/results/*/runs.csv.gz"
+AGENTS = "ppo, a2c or the path of a script"
 ABOUT = ("seed", "env_id", "total_timesteps", "optimizer", "learning_rate")
 # what a run's folder can say of a cell, best first; "killed": it says "running", and no process holds its lock
 DONE, STATES = ("finished", "diverged"), ("finished", "diverged", "running", "interrupted", "killed", "failed")
@@ -54,10 +59,11 @@ DONE, STATES = ("finished", "diverged"), ("finished", "diverged", "running", "in
 
 
 class Cell(NamedTuple):
-    """A run of the grid: the script's path, and its arguments with the step size that the run will have."""
+    """A run of the grid: the script's path, its arguments with the step size that it will have, and its seed's role."""
 
     script: str
     args: Any
+    selection: bool = False
 
     @property
     def key(self):
@@ -71,6 +77,9 @@ class Cell(NamedTuple):
                 words = map(str, value if isinstance(value, tuple) else [value])
                 yield from [f"--{'' if value else 'no-'}{flag}"] if field.type is bool else [f"--{flag}", *words]
 
+    def command(self):
+        return shlex.join([os.path.relpath(self.script), *self.flags()])
+
     def __str__(self):
         a = self.args
         return f"{agent_name(self.script)} {a.env_id} {a.optimizer} {a.learning_rate:g} seed {a.seed}"
@@ -80,24 +89,24 @@ def agent_name(script):
     return Path(script).stem.removesuffix("_hesscale")
 
 
-def load_agent(name):
-    """The module of an agent: `ppo`, `a2c`, or the path of a script that has Args and LEARNING_RATES as theirs do."""
-    path = Path(name) if name.endswith(".py") else ROOT / f"{name}_hesscale.py"
-    path = path if path.exists() else ROOT / path
-    if str(path.resolve()) in load_agent.known:
-        return load_agent.known[str(path.resolve())]
-    if not path.exists():
-        fail(f"--agent {name}: choose ppo, a2c or the path of a script")
+@cache
+def load_script(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
+    before, sys.modules[path.stem] = sys.modules.get(path.stem), module  # where a dataclass looks for its types
     spec.loader.exec_module(module)
     if not hasattr(module, "Args") or not hasattr(module, "LEARNING_RATES"):
-        fail(f"--agent {name}: the script has no Args and LEARNING_RATES, as ppo_hesscale.py has")
-    load_agent.known[str(path.resolve())] = module
+        sys.modules[path.stem] = before or module
+        fail(f"--agent {path.name}: the script has no Args and LEARNING_RATES, as ppo_hesscale.py has")
     return module
 
 
-load_agent.known = {}
+def load_agent(name):
+    """The module of an agent: `ppo`, `a2c`, or the path of a script that has Args and LEARNING_RATES as theirs do."""
+    for path in Path(name), ROOT / name, ROOT / f"{name}_hesscale.py":
+        if path.suffix == ".py" and path.exists():
+            return load_script(path.resolve())
+    fail(f"--agent {name}: choose {AGENTS}")
 
 
 def known_grids():
@@ -106,9 +115,7 @@ def known_grids():
 
 def read_grid(name):
     """The [[grid]] tables of a TOML file, or of scripts/grids/{name}.toml, each {flag: list of values}."""
-    path = Path(name)
-    if not path.is_file():
-        path = ROOT / f"scripts/grids/{name}.toml"
+    path = Path(name) if Path(name).is_file() else ROOT / f"scripts/grids/{name}.toml"
     if not path.is_file():
         fail(f"{name or repr(name)}: there is no such grid file; name a TOML file or one of {known_grids()}")
     try:
@@ -121,67 +128,75 @@ def read_grid(name):
     return [{key: v if isinstance(v, list) else [v] for key, v in table.items()} for table in tables]
 
 
+def typed(flag, values, kind):
+    """The values of a flag, which has the type `kind`; ends the program with one line if they are no such values."""
+    kinds = (tuple,) if get_origin(kind) is tuple else get_args(kind) or (kind,)
+    if kinds == (tuple,):  # which TOML does not have
+        values = [tuple(v) if isinstance(v, list) else v for v in ([values] if type(values[0]) is float else values)]
+    values = [float(v) if type(v) is int and float in kinds else v for v in values]
+    for value in values:
+        if type(value) not in kinds:
+            fail(f"{flag} {value!r}: must be of type {' or '.join(k.__name__ for k in kinds if k is not type(None))}")
+    if len({*values}) < len(values):
+        fail(f"{flag} {' '.join(map(str, values))}: names a value twice")
+    return values
+
+
 def expand(table, where):
-    """The cells of one table {flag: values}; ends the program with one line where the table can't be meant."""
+    """The cells of one table {flag: values}; ends the program with one line where the table is invalid."""
     flag = lambda name: f"{where}--{name.replace('_', '-')}"  # noqa: E731
-    for name, values in table.items():
-        if not values:
-            fail(f"{flag(name)} has no values")
-        if len(set(map(repr, values))) < len(values):
-            fail(f"{flag(name)} {' '.join(map(str, values))}: names a value twice")
-    if "agent" not in table:
-        fail(f"{where}--agent is missing: name ppo, a2c or the path of a script")
-    for name in table["agent"]:
-        module, rest = load_agent(str(name)), {key: values for key, values in table.items() if key != "agent"}
-        types = {field.name: get_args(field.type) or (field.type,) for field in fields(module.Args)}
-        types |= {field.name: (tuple,) for field in fields(module.Args) if get_origin(field.type) is tuple}
-        for key, values in rest.items():
-            if key not in types or key == "resume":
-                fail(f"{flag(key)}: is not a flag that a sweep of {os.path.basename(module.__file__)} can have")
-            values = [tuple(v) if type(v) is list else v for v in values]  # TOML has no tuples
-            rest[key] = [float(v) if type(v) is int and float in types[key] else v for v in values]
-            for value in rest[key]:
-                if type(value) not in types[key]:
-                    wanted = " or ".join(t.__name__ for t in types[key] if t is not type(None))
-                    fail(f"{flag(key)} {value!r}: must be of type {wanted}")
-        keys = sorted(rest, key=lambda key: key != "seed")  # a sweep that is stopped early has all of its first seeds
-        for values in itertools.product(*(rest[key] for key in keys)):
-            args = module.Args(**dict(zip(keys, values, strict=True)))
+    if empty := [name for name, values in table.items() if not values]:
+        fail(f"{flag(empty[0])} has no values")
+    (selection,) = typed(f"{where}selection", table.get("selection", [False]), bool)
+    agents = typed(flag("agent"), table.get("agent", []), str) or fail(f"{flag('agent')} is missing: name {AGENTS}")
+    for module in map(load_agent, agents):
+        types = {field.name: field.type for field in fields(module.Args) if field.name != "resume"}
+        if unknown := [name for name in table if name not in (*types, "agent", "selection")]:
+            fail(f"{flag(unknown[0])}: is not a flag that a sweep of {Path(module.__file__).name} can have")
+        values = {name: typed(flag(name), table[name], types[name]) for name in table if name in types}
+        names = sorted(values, key=lambda name: name != "seed")  # a sweep that is stopped has all of its first seeds
+        for combination in itertools.product(*(values[name] for name in names)):
+            args = module.Args(**dict(zip(names, combination, strict=True)))
             check_args(args)
             getattr(module, "check_minibatches", lambda args: None)(args)
             args.learning_rate = args.learning_rate or module.LEARNING_RATES[args.optimizer]
-            yield Cell(module.__file__, args)
+            yield Cell(module.__file__, args, selection)
 
 
-def read_cells(names, given=None):
-    """All cells of grid files, {key: cell}, each once though two files may have it.
+def read_tables(names, given=None):
+    """The cells of each table of grid files, [{key: cell}, ...].
 
     Args:
         names: grid files.
         given: {flag: values} that replace those of every table; without a file, a table of their own.
     """
-    given, cells = given or {}, {}
+    tables, known = [], {}
     for name in names or [None]:
-        table_keys = {}
         for table in [{}] if name is None else read_grid(name):
-            for cell in expand(table | given, f"{name}: " if name else ""):
-                same = table_keys.setdefault(cell.key, cell)
-                if asdict(same.args) != asdict(cell.args):
-                    differ = [k for k, v in asdict(cell.args).items() if v != getattr(same.args, k)]
+            tables.append({})
+            for cell in expand(table | (given or {}), f"{name}: " if name else ""):
+                same = known.setdefault(cell.key, cell)
+                differ = [k for k, v in asdict(cell.args).items() if v != getattr(same.args, k)]
+                if differ and cell.key in tables[-1]:
                     fail(f"{name or 'the grid'}: {cell} has two values of {differ[0]}, which do not make two runs")
-                cells.setdefault(cell.key, cell)
-    return cells
+                if same.selection != cell.selection:
+                    fail(f"{name}: {cell} is for selection and for the report too; choose on seeds of their own")
+                tables[-1][cell.key] = same
+    return tables
+
+
+def read_cells(names, given=None):
+    """All cells of grid files, {key: cell}, each once though two tables may have it."""
+    return {key: cell for table in read_tables(names, given) for key, cell in table.items()}
 
 
 def write_cells(path, cells):
     """Write cells as a grid file, a table each."""
     with open(path, "w", encoding="utf-8") as file:
         for cell in cells:
-            file.write(f"[[grid]]\nagent = {json.dumps(cell.script)}\n")
-            for field in fields(cell.args):
-                value = getattr(cell.args, field.name)
-                if value != field.default:
-                    file.write(f"{field.name} = {json.dumps([value])}\n")  # a list of values
+            differ = {f.name: v for f in fields(cell.args) if (v := getattr(cell.args, f.name)) != f.default}
+            lines = [f"{name} = {json.dumps([value])}\n" for name, value in differ.items()]
+            file.write("".join(["[[grid]]\n", f"agent = {json.dumps(cell.script)}\n", *lines]))
 
 
 # ---- what is done ------------------------------------------------------------------------------------------
@@ -193,73 +208,74 @@ def defaults(script):
     return asdict(load_agent(script).Args()) if (ROOT / script).is_file() else None
 
 
-def rank(state, status):
-    """Key to sort the runs of a cell by, the one that got furthest first."""
-    return STATES.index(state), -status["step"], status["start"]
-
-
 def find_runs(pattern="runs/*"):
-    """The runs in folders that match the pattern, {key: (state, folder, status)}; the best one where two have a key."""
+    """The runs in folders that match the pattern, {key: (state, folder, status)}; the furthest one of a key."""
     runs = {}
     for path in glob.glob(f"{pattern}/status.json"):
         folder = os.path.dirname(path)
         status = read_status(folder)
         if status is None or status["state"] not in STATES:  # half written, or of another version
             continue
-        script, state = status["script"], status["state"]
+        state = status["state"]
         if state == "running" and (held := lock(folder)):
             held.release()
             state = "killed"
-        key, run = identity(script, (defaults(script) or {}) | status["args"]), (state, folder, status)
-        runs[key] = min(runs.get(key, run), run, key=lambda run: rank(run[0], run[2]))
+        key = identity(status["script"], (defaults(status["script"]) or {}) | status["args"])
+        rank = lambda run: (STATES.index(run[0]), -run[2]["step"], run[2]["start"])  # noqa: E731
+        runs[key] = min(runs.get(key, (state, folder, status)), (state, folder, status), key=rank)
     return runs
 
 
-def find_run(cell):
-    """The state, folder and status of a cell's run now, from its few folders alone; (None, None, None) without one."""
-    return find_runs(folders_like(cell.args)).get(cell.key, (None, None, None))
+def read_archives():
+    """The runs in the repository's archives, as find_runs returns those in folders."""
+    runs = {}
+    for path in sorted(glob.glob(ARCHIVES)):
+        try:
+            with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    script, args = json.loads(row["key"])
+                    status = {"script": script, "args": args, "total_timesteps": args["total_timesteps"]}
+                    status["seconds"] = float(row["seconds"] or "nan")
+                    runs[identity(script, (defaults(script) or {}) | args)] = row["state"], path, status
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            fail(f"{path}: is not an archive that can be read ({error}); restore it, or leave it out by --no-archive")
+    return runs
 
 
 def wall_time(state, status):
     """The seconds of a run that finished without an interruption; NaN of any other."""
-    if state != "finished" or status["resumed_at"]:
-        return math.nan
+    if "seconds" in status or state != "finished" or status["resumed_at"]:
+        return status.get("seconds", math.nan)
     begin, end = (datetime.datetime.fromisoformat(status[key]) for key in ("start", "end"))
     return (end - begin).total_seconds()
 
 
-def seconds_per_step(runs):
-    """From finished runs, a function that estimates a cell's; None where nothing like it has ended.
+def estimate(cells, runs):
+    """Core-seconds that these cells will take, judged by the finished runs most alike; None where there are none.
 
-    Like it is, in this order: script, environment and optimizer the same; script and optimizer; script; any run.
+    Alike are, in this order: script, environment and optimizer the same; script and optimizer; script; any run.
     """
     alike = lambda script, args: [  # noqa: E731
         (script, args["env_id"], args["optimizer"]), (script, args["optimizer"]), script, None
     ]  # fmt: skip
-    seconds, steps = defaultdict(float), defaultdict(int)
+    seconds, steps, total = Counter(), Counter(), 0
     for state, _, status in runs:
         if not math.isnan(taken := wall_time(state, status)):
             for kind in alike(status["script"], status["args"]):
                 seconds[kind] += taken
                 steps[kind] += status["total_timesteps"]
-    return lambda cell: next(
-        (seconds[k] / steps[k] for k in alike(os.path.basename(cell.script), asdict(cell.args)) if k in steps), None
-    )
-
-
-def estimate(cells, runs):
-    """Core-seconds that these cells will take, judged by the finished runs; None where there are none."""
-    per_step = seconds_per_step(runs)
-    seconds = [(s := per_step(cell)) and s * cell.args.total_timesteps for cell in cells]
-    return None if None in seconds else sum(seconds)
+    for cell in cells:
+        kinds = [kind for kind in alike(os.path.basename(cell.script), asdict(cell.args)) if kind in steps]
+        if not kinds:
+            return None
+        total += seconds[kinds[0]] / steps[kinds[0]] * cell.args.total_timesteps
+    return total
 
 
 def duration(seconds):
     """Seconds in words."""
-    if seconds is None:
-        return "unknown"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
+    if seconds is None or seconds < 100:
+        return "unknown" if seconds is None else f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours:,} h" if hours >= 10 else f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
@@ -272,6 +288,21 @@ def cores():
 # ---- here, N at a time -------------------------------------------------------------------------------------
 
 
+def claim(cell):
+    """Keep other sweeps in this folder from starting the same cell, until release; None if another has it."""
+    try:
+        return lock_file(f"runs/.claims/{hashlib.sha1(cell.key.encode()).hexdigest()}")
+    except OSError:  # the claim of another user's sweep, killed; without a claim the run's own lock is left
+        return contextlib.nullcontext()
+
+
+def release(held):
+    with contextlib.suppress(OSError, AttributeError):  # Windows removes it in `release`
+        os.remove(held.lock_file)
+    with contextlib.suppress(AttributeError):
+        held.release()
+
+
 class Local:
     """Runs of cells, so many at a time, each a process with one thread.
 
@@ -279,140 +310,106 @@ class Local:
     """
 
     def __init__(self, cells, done, number):
-        self.cells, self.number = cells, number
-        self.done = [done[key] for key in cells if key in done]  # the runs that the time left is judged by
-        self.count = Counter(state for state, _, _ in self.done if state in DONE)
+        self.cells, self.number, self.start, self.stop = cells, number, time.time(), None
+        self.done = [run for key, run in done.items() if key in cells and run[0] in DONE]
+        self.count = Counter(state for state, _, _ in self.done)
         self.pending = deque(cell for key, cell in cells.items() if done.get(key, (None,))[0] not in DONE)
-        self.elsewhere, self.running = deque(), {}
-        self.stop, self.stopping, self.start = None, False, time.time()
-        self.claims = {}  # locks, by the keys of the cells that this sweep has under way
+        self.running = {}  # process: cell and when it began
         try:
             os.makedirs("runs/.claims", exist_ok=True)
         except OSError as error:
             fail(f"the runs can't be written here: {error}")
-        for signum in SIGNALS:
-            signal.signal(signum, self.on_signal)
-        self.bar = tqdm(
-            total=len(cells), initial=sum(self.count.values()), file=sys.stdout, disable=not sys.stdout.isatty(),
-            bar_format="{n}/{total} runs |{bar:20}| {elapsed}{postfix}",
-        )  # fmt: skip
 
     def on_signal(self, signum, frame):
         if self.stop is not None and signum == signal.SIGINT:
-            for process in self.running:
+            for process in list(self.running):
                 process.kill()
             os._exit(128 + signum)
         self.stop = signum
 
-    def stop_runs(self):
-        self.stopping = True
-        name = signal.Signals(self.stop).name
-        self.say(f"{name}: {len(self.running)} runs write a checkpoint and end; Ctrl-C again kills them")
-        for process in self.running:
-            process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
+    def work(self):
+        """Run one pending cell after the other; those that another process has under way come again later."""
+        while self.stop is None:
+            try:
+                cell = self.pending.popleft()
+            except IndexError:
+                return
+            held = claim(cell)
+            state, _, status = find_runs(folders_like(cell.args)).get(cell.key, (None, None, None))
+            if state in DONE:
+                self.note(cell, state, status)
+            elif held is None or state == "running":
+                self.pending.append(cell)
+                time.sleep(1)
+            else:
+                self.run_cell(cell)
+            release(held)
 
-    def claim(self, cell):
-        """Keep other sweeps in this folder from starting the same cell, until release; whether this one has it now."""
-        path = f"runs/.claims/{hashlib.sha1(cell.key.encode()).hexdigest()}"
-        try:
-            self.claims[cell.key] = held = lock_file(path)
-        except OSError:  # the claim of another user's sweep, killed; without a claim the run's own lock is left
-            return True
-        return held is not None
-
-    def release(self, cell):
-        held = self.claims.pop(cell.key, None)
-        if held is not None:
-            with contextlib.suppress(OSError):  # Windows removes it in `release`
-                os.remove(held.lock_file)
-            held.release()
-
-    def say(self, text):
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
-
-    def begin(self, cell):
-        """Start a cell's run, unless another process has it under way or has ended it."""
-        mine = self.claim(cell)
-        state, folder, status = find_run(cell)  # after the claim: whoever had it before has ended
-        if state in DONE:
-            return self.note(cell, state, folder, status, None)
-        if not mine or state == "running":
-            self.release(cell)
-            return self.elsewhere.append((time.time(), cell))
-        errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+    def run_cell(self, cell):
         process = subprocess.Popen(
             [sys.executable, cell.script, *cell.flags(), "--resume", "auto"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
             env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,  # Ctrl-C comes through on_signal alone
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # and so on Windows
         )  # fmt: skip
-        self.running[process] = cell, errors, time.time()
-
-    def end(self, process):
-        cell, errors, start = self.running.pop(process)
+        self.running[process] = cell, time.time()
+        lines = process.communicate()[1].strip().splitlines()
+        _, start = self.running.pop(process)
         code = process.returncode
         state = {0: "finished", DIVERGED: "diverged", INTERRUPTED: "interrupted"}.get(code, "failed")
         if self.stop is not None and code == -signal.SIGTERM:  # before it could begin
             state = "interrupted"
-        with errors:
-            errors.seek(0)
-            lines = errors.read().strip().splitlines()
-        if code < 0 and state == "failed":
+        elif code < 0:
             lines.append(f"killed by {signal.Signals(-code).name}" + ", out of memory?" * (code == -signal.SIGKILL))
-        _, folder, status = find_run(cell)
-        self.note(cell, state, folder, status, time.time() - start, lines)
+        _, _, status = find_runs(folders_like(cell.args)).get(cell.key, (None, None, None))
+        self.note(cell, state, status, time.time() - start, lines)
 
-    def note(self, cell, state, folder, status, seconds, lines=()):
+    def note(self, cell, state, status, seconds=None, lines=()):
         """Count a run that has ended, and say so."""
-        self.release(cell)
         self.count[state] += 1
-        if state in DONE:
-            self.done.append((state, folder, status))
-            self.bar.update(1)
-        text = f"{cell}: {state}"
+        self.done += [(state, None, status)] * (state in DONE)
+        text = f"[{sum(self.count[s] for s in DONE)}/{len(self.cells)}] {cell}: {state}"
         if status is not None and status["return"] is not None:
             text += f", return {status['return']:.1f}"
-        if seconds is not None:
-            text += f", {duration(seconds)}"
-        if state == "failed":
-            text += f"; {shlex.join([os.path.basename(cell.script), *cell.flags()])}"
-        self.say(f"[{sum(self.count[s] for s in DONE)}/{len(self.cells)}] {text}")
-        for line in lines if state == "failed" else [line for line in lines if line.startswith("warning")]:
-            self.say(f"    {line}")
-
-    def summary(self):
-        count = self.count + Counter({"running": len(self.running), "running elsewhere": len(self.elsewhere)})
-        return ", ".join(f"{n} {state}" for state, n in count.items() if n and state != "finished") or "all finished"
+        text += "" if seconds is None else f", {duration(seconds)}"
+        text += f"; {cell.command()}" * (state == "failed")
+        told = lines if state == "failed" else [line for line in lines if line.startswith("warning")]
+        tqdm.write("\n    ".join([text, *told]), file=sys.stdout)
+        sys.stdout.flush()
 
     def left(self):
-        """Seconds until the end, judged by the runs that have ended; None before the first."""
-        seconds = estimate([*self.pending, *(cell for _, cell in self.elsewhere)], self.done)
-        running = [(estimate([cell], self.done), time.time() - start) for cell, _, start in self.running.values()]
-        if seconds is None or any(expected is None for expected, _ in running):
-            return None
-        return (seconds + sum(max(0, expected - so_far) for expected, so_far in running)) / self.number
+        """Words for what is running and pending, and the time until the end, judged by the runs that have ended."""
+        now, running = time.time(), list(self.running.values())
+        seconds = [estimate([cell], self.done) for cell, _ in running] + [estimate([*self.pending], self.done)]
+        if None not in seconds:
+            begun = [now - start for _, start in running] + [0]
+            seconds = sum(max(0, all - gone) for all, gone in zip(seconds, begun, strict=True)) / self.number
+        return f"{len(running)} running; {duration(None if isinstance(seconds, list) else seconds)} left"
 
     def run(self):
         """Run all; return the exit status."""
-        last = time.time()
-        while self.running or (self.stop is None and (self.pending or self.elsewhere)):
-            while self.stop is None and self.pending and len(self.running) < self.number:
-                self.begin(self.pending.popleft())
-            if self.elsewhere and time.time() - self.elsewhere[0][0] > 2:
-                self.pending.append(self.elsewhere.popleft()[1])
-            if self.stop is not None and not self.stopping:
-                self.stop_runs()
-            time.sleep(0.1)
-            for process in [p for p in self.running if p.poll() is not None]:
-                self.end(process)
-            if time.time() - last >= (60 if self.bar.disable else 1):
-                last = time.time()
-                left = f"{self.summary()}; {duration(self.left())} left"
-                self.say(left) if self.bar.disable else self.bar.set_postfix_str(left)
-        self.bar.close()
-        not_begun = len(self.pending) + len(self.elsewhere)
-        count = ", ".join(f"{n} {state}" for state, n in (self.count + Counter({"not begun": not_begun})).items())
+        for signum in SIGNALS:
+            signal.signal(signum, self.on_signal)
+        told, last, ended = set(), time.time(), lambda: sum(self.count[state] for state in DONE)
+        bar = tqdm(total=len(self.cells), file=sys.stdout, disable=not sys.stdout.isatty(),
+                   bar_format="{n}/{total} runs |{bar:20}| {elapsed}{postfix}")  # fmt: skip
+        with ThreadPoolExecutor(self.number) as pool:
+            workers = [pool.submit(self.work) for _ in range(self.number)]
+            while not all(worker.done() for worker in workers):
+                time.sleep(0.1)
+                for process in list(self.running) if self.stop is not None else ():
+                    if process not in told:
+                        told.add(process)
+                        process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
+                if time.time() - last >= (60 if bar.disable else 1):
+                    last, bar.n = time.time(), ended()
+                    print(self.left(), flush=True) if bar.disable else bar.set_postfix_str(self.left())
+        bar.close()
+        for worker in workers:
+            worker.result()
+        count = ", ".join(
+            f"{n} {state}" for state, n in (self.count + Counter({"not begun": len(self.pending)})).items()
+        )
         print(f"{len(self.cells)} runs: {count}; {duration(time.time() - self.start)}", flush=True)
         if self.stop is not None:
             print("the same command goes on from here", flush=True)
@@ -439,15 +436,13 @@ def queued():
     submitted = [json.loads(line) for path in Path("slurm").glob("*/jobs") for line in path.read_text().splitlines()]
     if not submitted or shutil.which("squeue") is None:
         return set()
-    queue = {tuple(line.split("_")) for line in slurm("squeue", "--me", "-h", "-r", "-o", "%F_%K").splitlines()}
-    keys = set()
+    queue, keys = slurm("squeue", "--me", "-h", "-r", "-o", "%F_%K").split(), set()
     for job in submitted:
-        elements = [int(k) for f, k in queue if f == job["id"]]
-        if elements:
-            cells = list(read_cells([job["cells"]]))
-            for k in elements:
-                first = (job["offset"] + k) * job["runs_per_task"]
-                keys.update(cells[first : first + job["runs_per_task"]])
+        elements = [int(name.partition("_")[2]) for name in queue if name.startswith(f"{job['id']}_")]
+        cells = list(read_cells([job["cells"]])) if elements else []
+        for element in elements:
+            first = (job["offset"] + element) * job["runs_per_task"]
+            keys.update(cells[first : first + job["runs_per_task"]])
     return keys
 
 
@@ -463,7 +458,7 @@ def submit(cells, args):
         write_cells(folder / "cells.toml", cells)
     except OSError as error:
         fail(f"--slurm: {error}")
-    elements = -(-len(cells) // args.runs_per_task)
+    elements = math.ceil(len(cells) / args.runs_per_task)
     for offset in range(0, elements, limit):
         number = min(limit, elements - offset)
         try:
@@ -494,6 +489,8 @@ class Sweep:
     """runs at a time on this machine, one thread each; left out, as many as it has cores"""
     dry_run: bool = False
     """list the cells with their states and commands, and run nothing"""
+    archive: bool = True
+    """whether a run that an archive in results/ holds is done; --no-archive makes it again"""
     slurm: bool = False
     """submit to SLURM, as job arrays, what is neither done nor queued"""
     time: str = "03:00:00"
@@ -520,46 +517,52 @@ def sweep_flags():
 
 def check(args):
     for name in ("local", "runs_per_task", "cpus_per_task"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
+        if (value := getattr(args, name)) is not None and value < 1:
             fail(f"--{name.replace('_', '-')} {value}: must be at least 1")
     if args.cells is not None and not 0 <= args.cells[0] < args.cells[1]:
         fail(f"--cells {args.cells[0]} {args.cells[1]}: takes none; give the first, from 0, and the last + 1")
     if args.slurm and args.local is not None:
         fail(f"--local {args.local}: the runs go here or to SLURM, not both; with --slurm, see --cpus-per-task")
-    if not args.slurm:
-        for name in ("time", "mem", "runs_per_task", "cpus_per_task", "sbatch"):
-            if getattr(args, name) != getattr(Sweep, name):
-                fail(f"--{name.replace('_', '-')} {getattr(args, name)}: is for --slurm, which is missing")
+    for name in ("time", "mem", "runs_per_task", "cpus_per_task", "sbatch"):
+        if not args.slurm and getattr(args, name) != getattr(Sweep, name):
+            fail(f"--{name.replace('_', '-')} {getattr(args, name)}: is for --slurm, which is missing")
 
 
 def main():
     flags = sweep_flags()
     args = parse_args(make_dataclass("Args", flags, bases=(Sweep,)))
     check(args)
-    given = {name: list(getattr(args, name)) for name, _, _ in flags if getattr(args, name)}
-    given |= {"agent": list(args.agent)} if args.agent else {}
+    given = {name: list(values) for name, *_ in (*flags, ("agent",)) if (values := getattr(args, name))}
     if not args.grids and not given:
         fail(f"an empty grid: name a grid file ({known_grids()}), or give --agent, --env-id, --optimizer, --seed, ...")
-    cells = read_cells(args.grids, given)
-    if args.cells is not None:
-        cells = dict(list(cells.items())[slice(*args.cells)])
+    tables = read_tables(args.grids, given)
+    cells = {key: cell for table in tables for key, cell in table.items()}
+    cells = dict(list(cells.items())[slice(*args.cells or (None,))])
     for one in {(c.args.env_id, getattr(c.args, "env_kwargs", "")): c.args for c in cells.values()}.values():
         make_env(one).close()
 
-    every = find_runs()
-    runs = {key: every[key] for key in cells if key in every}
-    in_queue = queued() if args.slurm or args.dry_run else set()
-    state = {key: "queued" if key in in_queue else runs.get(key, ("not begun",))[0] for key in cells}
-    state |= {key: run[0] for key, run in runs.items() if run[0] in DONE}
+    archived, every = read_archives() if args.archive else {}, find_runs()
+    every = every | {key: run for key, run in archived.items() if every.get(key, (None,))[0] not in DONE}
+    runs, in_queue = {key: every[key] for key in cells if key in every}, set()
+    if args.slurm or args.dry_run:
+        in_queue = queued()
+    state = {key: runs.get(key, ("queued" if key in in_queue else "not begun",))[0] for key in cells}
+    state = {key: "queued" if key in in_queue and s not in DONE else s for key, s in state.items()}
     left = {key: cell for key, cell in cells.items() if state[key] not in DONE}
-    counts = ", ".join(f"{n} {s}" for s, n in Counter(state.values()).most_common())
-    seconds = estimate(left.values(), every.values())
-    about = f"about {duration(seconds)} on one core" if seconds is not None else "how long is known after the first run"
+    place = {
+        key: f" in {os.path.relpath(runs[key][1])}"
+        for key in cells
+        if key in archived and key in runs and runs[key] is archived[key]
+    }
+    counts = ", ".join(f"{n} {s}" for s, n in Counter(state[key] + place.get(key, "") for key in cells).most_common())
+    about = lambda cells: duration(estimate([c for key, c in cells.items() if key in left], every.values()))  # noqa: E731
     if args.dry_run:
         for key, cell in cells.items():
-            print(f"{state[key]:<11} {shlex.join([os.path.relpath(cell.script), *cell.flags()])}")
-    print(f"{len(cells)} runs: {counts}" + f"; left: {about}" * bool(left), flush=True)
+            print(f"{state[key]:<11} {cell.command()}")
+        for table in [table for table in tables if len(tables) > 1 and table.keys() & left.keys()]:
+            print(f"{len(table)} runs as {next(iter(table.values()))}: left about {about(table)} on one core")
+    when = f"about {about(cells)} on one core" if about(cells) != "unknown" else "how long is known after the first run"
+    print(f"{len(cells)} runs: {counts}" + f"; left: {when}" * bool(left), flush=True)
     if args.dry_run or not left:
         return 0
     if args.slurm:

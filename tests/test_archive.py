@@ -1,5 +1,7 @@
 """An archive holds what its runs came to, and outlives them."""
 
+import glob
+import gzip
 import json
 import shutil
 import sys
@@ -8,9 +10,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from test_plot import TOTAL, change, flat, make_run
+from test_runs import ENVIRONMENT
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import archive
+import reading
+import sweep
 
 GRID = f"""
 [[grid]]
@@ -26,6 +31,8 @@ total_timesteps = {TOTAL}
 def study(tmp_path, monkeypatch):
     """A folder with runs/ and a grid of four seeds, in which the repository's archives lie too."""
     monkeypatch.setattr(archive, "ROOT", tmp_path)
+    monkeypatch.setattr(sweep, "ARCHIVES", f"{tmp_path}/results/*/runs.csv.gz")
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     (tmp_path / "grid.toml").write_text(GRID)
     return tmp_path
@@ -42,7 +49,8 @@ def add(study):
 
 
 def table(study):
-    return archive.read_all([str(study / "runs")]).sort_values("seed", ignore_index=True)
+    archives = glob.glob(f"{study}/results/*/runs.csv.gz")
+    return reading.read_all([str(study / "runs")], archives).sort_values("seed", ignore_index=True)
 
 
 def test_a_row_says_what_a_run_came_to(study, capsys):
@@ -72,7 +80,7 @@ def test_evaluations_are_kept(study):
     writer.close()
     add(study)
     shutil.rmtree(study / "runs")
-    assert table(study)["evaluations"][0] == {"5000": 1.5, "10000": 2.5}
+    assert table(study)["evaluations"][0] == {5000: 1.5, 10000: 2.5}
 
 
 def test_an_archive_loses_its_runs_and_grows(study, capsys):
@@ -131,6 +139,85 @@ def test_a_damaged_archive_is_one_line_and_stays(study):
 
 
 def test_the_mean_return_is_that_of_the_steps_that_were_made(study):
-    curve = archive.bin_returns(np.array([100, 300]), np.array([1.0, 3.0]), 1000, 500)
+    curve = reading.bin_returns(np.array([100, 300]), np.array([1.0, 3.0]), 1000, 500)
     assert curve[:50].tolist() == pytest.approx([*np.interp(np.arange(50), [9, 29], [1.0, 3.0])])
     assert np.isnan(curve[50:]).all()
+
+
+# ---- a sweep takes what an archive holds as done -----------------------------------------------------------
+
+
+def dry_run(monkeypatch, capsys, *flags):
+    """Return what a dry run of the study's grid says, without the list of commands' arguments."""
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "grid.toml", "--dry-run", *flags])
+    capsys.readouterr()
+    assert sweep.main() == 0
+    *commands, last = capsys.readouterr().out.splitlines()
+    return [command.split("  ")[0].strip() for command in commands], last
+
+
+def test_a_sweep_finds_half_its_cells_in_the_archive(study, monkeypatch, capsys):
+    for seed in (1, 3):
+        make(study, seed)
+    add(study)
+    shutil.rmtree(study / "runs")
+    states, last = dry_run(monkeypatch, capsys)
+    assert states == ["finished", "not begun", "finished", "not begun"]
+    archived = "2 finished in results/mine/runs.csv.gz"
+    assert last.startswith("4 runs: ") and archived in last and "2 not begun" in last
+    assert last.endswith("left: about 3 min on one core")  # 90 s each, as the archived ones took
+    states, last = dry_run(monkeypatch, capsys, "--no-archive")
+    assert states == ["not begun"] * 4 and "archive" not in last and "runs.csv.gz" not in last
+    make(study, 3)
+    make(study, 4, state="interrupted")
+    _, last = dry_run(monkeypatch, capsys)
+    assert all(f"1 {text}" in last for text in ("finished in results", "finished, ", "interrupted", "not begun"))
+
+
+def test_a_study_that_has_lost_its_runs_goes_on_with_more_seeds(study, monkeypatch, capfd):
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
+    grid = GRID.replace("Hopper-v4", "toy_envs:Toggle-v0").replace(
+        str(TOTAL), "256\nnum_steps = 64\nnum_minibatches = 4"
+    )
+    (study / "grid.toml").write_text(grid.replace("[1, 2, 3, 4]", "[1, 2]"))
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "grid.toml", "--local", "2"])
+    assert sweep.main() == 0
+    add(study)
+    shutil.rmtree(study / "runs")
+    (study / "grid.toml").write_text(grid)
+    assert sweep.main() == 0
+    seeds = sorted(json.loads(path.read_text())["args"]["seed"] for path in study.glob("runs/*/status.json"))
+    assert seeds == [3, 4] and "4 runs: 4 finished" in capfd.readouterr().out
+    add(study)
+    shutil.rmtree(study / "runs")
+    assert table(study)["seed"].tolist() == [1, 2, 3, 4]
+    assert sweep.main() == 0 and not list(study.glob("runs/*"))
+
+
+@pytest.mark.parametrize("content", [b"nonsense", gzip.compress(b"key,state,seconds\n[],finished,1\n"), b""])
+def test_a_damaged_archive_ends_a_sweep_before_it_begins(study, monkeypatch, content):
+    path = study / "results/mine/runs.csv.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "grid.toml"])
+    if content:
+        with pytest.raises(SystemExit, match=r"runs\.csv\.gz: is not an archive that can be read .*--no-archive"):
+            sweep.main()
+    else:
+        assert sweep.read_archives() == {}
+    assert path.read_bytes() == content and not list(study.glob("runs/*"))
+
+
+@pytest.mark.parametrize("role", ["true", "false"])
+def test_a_cell_has_one_role(study, role):
+    both = f"{GRID}selection = true\n{GRID.replace('[1, 2, 3, 4]', '[4, 5]')}selection = {role}\n"
+    (study / "grid.toml").write_text(both)
+    if role == "true":
+        assert [cell.selection for cell in sweep.read_cells(["grid.toml"]).values()] == [True] * 5
+    else:
+        with pytest.raises(SystemExit, match=r"adam 0.0003 seed 4 is for selection and for the report too"):
+            sweep.read_cells(["grid.toml"])
+    (study / "grid.toml").write_text(f"{GRID}selection = 1\n")
+    with pytest.raises(SystemExit, match=r"selection 1: must be of type bool"):
+        sweep.read_cells(["grid.toml"])
+    assert not next(iter(sweep.read_cells([], {"agent": ["ppo"]}).values())).selection

@@ -123,8 +123,8 @@ GRID = "[[grid]]\nagent = 'ppo'\n"
 @pytest.mark.parametrize(
     "grid, flags, message",
     [
-        ("", "", "error: an empty grid: name a grid file (a2c_settings, performance, quick, "),
-        ("", "nothing", "nothing: there is no such grid file; name a TOML file or one of a2c_settings, performance, "),
+        ("", "", "error: an empty grid: name a grid file (performance, ppo_defaults, "),
+        ("", "nothing", "nothing: there is no such grid file; name a TOML file or one of performance, ppo_defaults, "),
         ("", "--env-id Hopper-v4", "--agent is missing: name ppo, a2c or the path of a script"),
         ("", "--agent dqn", "--agent dqn: choose ppo, a2c or the path of a script"),
         ("", "--agent ../conftest.py", "--agent ../conftest.py: choose ppo, a2c or the path"),
@@ -308,10 +308,10 @@ def test_a_file_system_without_locks_does_without(tmp_path, monkeypatch, number)
         raise OSError(number, "no locks here")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep.signal, "signal", lambda *args: None)
-    local = sweep.Local(sweep.read_cells([], {"agent": ["ppo"]}), {}, 1)
+    (cell,) = sweep.read_cells([], {"agent": ["ppo"]}).values()
+    sweep.Local({cell.key: cell}, {}, 1)
     monkeypatch.setattr(filelock._unix, "lock_fd_nonblocking", no_locks)
-    assert hesscale_run.lock(tmp_path) is not None and local.claim(local.pending[0])
+    assert hesscale_run.lock(tmp_path) is not None and sweep.claim(cell) is not None
     (tmp_path / "lock").unlink()
     (tmp_path / "lock").mkdir()
     with pytest.raises(OSError):  # which is another matter
@@ -320,17 +320,16 @@ def test_a_file_system_without_locks_does_without(tmp_path, monkeypatch, number)
 
 def test_a_cell_is_claimed_by_one_sweep_at_a_time_and_claims_leave_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep.signal, "signal", lambda *args: None)
-    one, other = (sweep.Local(sweep.read_cells([], {"agent": ["ppo"], "seed": [1, 2]}), {}, 1) for _ in range(2))
-    first, second = one.pending
-    assert one.claim(first) and other.claim(second)
-    assert not other.claim(first) and not one.claim(second)
-    one.release(first)
-    assert other.claim(first)
-    other.release(first)
-    one.release(second)  # which it never had
-    assert not one.claim(second)
-    other.release(second)
+    cells = sweep.read_cells([], {"agent": ["ppo"], "seed": [1, 2]})
+    sweep.Local(cells, {}, 1)
+    first, second = cells.values()
+    held, other = sweep.claim(first), sweep.claim(second)
+    assert held is not None and other is not None and sweep.claim(first) is None and sweep.claim(second) is None
+    sweep.release(held)
+    held = sweep.claim(first)
+    assert held is not None and sweep.claim(second) is None
+    for one in held, other, None:
+        sweep.release(one)
     assert os.listdir("runs/.claims") == []
 
 
