@@ -129,7 +129,7 @@ def choose(args):
     warn(rows[~drawn], f"left out, without {'an evaluation' if args.evaluations else 'the end of an episode'}")
     warn(rows[drawn & ~rows["state"].isin(DONE)], "unfinished, and drawn as far as they went")
     warn(rows[rows["state"] == "diverged"], "diverged, and counted as untrained")
-    warn(rows[rows["damage"] != ""], f"damaged ({words(rows['damage'].unique())})")
+    warn(rows[rows["damage"] != ""], f"damaged ({'; '.join(sorted({*rows['damage']} - {''}))})")
     versions = Counter(str(v.get("mujoco")) for v in rows["versions"])
     warn(rows if len(versions) > 1 else rows[:0], f"of several versions of MuJoCo ({words(versions)})")
     if not drawn.any():
@@ -169,7 +169,8 @@ def prepare(rows, args):
     report = report.join(tops.add_suffix("_top"), on=PANEL)
     for name in RETURNS:
         span = report[f"{name}_top"] - report["untrained"]
-        report[f"{name}_score"] = (report[name] - report["untrained"]) / span
+        report[f"{name}_score"] = ((report[name] - report["untrained"]) / span).where(span > 0, 0.0)
+    warn(report[span <= 0], f"its score counts as 0, for {args.baseline} is no better than an untrained policy there")
     return report, report.loc[drawn.index]
 
 

@@ -65,7 +65,7 @@ def read_run(key, state, folder, status):
         tags = events.Tags()
         scalars = {tag: np.array([(e.step, e.value) for e in events.Scalars(tag)]) for tag in tags["scalars"]}
         text_steps = [events.Tensors(tag)[-1].step for tag in tags["tensors"]]
-        last = max([steps[-1, 0] for steps in scalars.values()] + text_steps, default=0)
+        last = int(max([steps[-1, 0] for steps in scalars.values()] + text_steps, default=0))
     except Exception as error:  # whatever a damaged file makes the reader raise
         damage = " ".join(f"can't be read: {type(error).__name__}: {error}".split())
     steps, returns = scalars.get("charts/episodic_return", np.empty((0, 2))).T
