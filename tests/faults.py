@@ -24,6 +24,7 @@ TESTS = {
     "updates": "test_updates.py test_agents.py",
     "envs": "test_envs.py",
     "runs": "test_runs.py",
+    "arm": "test_ur_reacher.py",
 }
 # name, files, which tests, and pairs of a text and its replacement
 # fmt: off
@@ -296,6 +297,24 @@ FAULTS = [
     ('resume forgets recent returns', 'hesscale_run.py', 'runs', ('checkpoint["recent_returns"] if self.resumed else []', '[]')),
     ('another format is read', 'hesscale_run.py', 'runs', ('if checkpoint["format"] != CHECKPOINT_FORMAT:', 'if False:')),
     ('a finished run keeps its checkpoints', 'hesscale_run.py', 'runs', ('        if state == "finished":\n', '        if False:\n')),
+    ("arm: the base's axes not turned", 'experiments/ur_reacher.py', 'arm', ('BASE_ANGLE = math.pi + RESET_Q[0]', 'BASE_ANGLE = RESET_Q[0]')),
+    ("arm: elbow's angle from the horizontal", 'experiments/ur_reacher.py', 'arm', ('both = shoulder + elbow\n    cos', 'both = elbow\n    cos')),
+    ('arm: no wrist', 'experiments/ur_reacher.py', 'arm', ('(WRIST[2] + [A3, 0.0, 0.0]).tolist()', '(A3, 0.0, 0.0)')),
+    ('arm: each joint accelerates by itself', 'experiments/ur_reacher.py', 'arm', ('+ scale * changes[0]', '+ min(max(changes[0], -_MAX_CHANGE), _MAX_CHANGE)')),
+    ('arm: angles follow the old speed', 'experiments/ur_reacher.py', 'arm', ('        self.speed = self.speed[0]', '        self.q = self.q[0] + DT * self.speed[0], self.q[1] + DT * self.speed[1]\n        self.speed = self.speed[0]'), ('        self.q = self.q[0] + DT * self.speed[0], self.q[1] + DT * self.speed[1]\n        observation', '        observation')),
+    ('arm: a command at a limit is zero', 'experiments/ur_reacher.py', 'arm', ('wanted = -wanted', 'wanted = 0.0')),
+    ('arm: every command at a limit turns', 'experiments/ur_reacher.py', 'arm', ('q >= high and wanted > 0', 'q >= high')),
+    ('arm: just at the limit is free', 'experiments/ur_reacher.py', 'arm', ('q <= low', 'q < low')),
+    ('arm: previous action observed clipped', 'experiments/ur_reacher.py', 'arm', ('self.previous_action = float(action[0]), float(action[1])', 'self.previous_action = tuple(min(max(float(x), -1.0), 1.0) for x in action)')),
+    ('arm: bounded actions', 'experiments/ur_reacher.py', 'arm', ('gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)', 'gym.spaces.Box(-1.0, 1.0, (2,), np.float32)')),
+    ('arm: previous action zero at reset', 'experiments/ur_reacher.py', 'arm', ('tuple(self.np_random.uniform(-SPEED_LIMIT, SPEED_LIMIT, 2).tolist())', '(0.0, 0.0)')),
+    ('arm: targets uniform in the box', 'experiments/ur_reacher.py', 'arm', ('tool_position(*self.np_random.uniform(Q_LOW, Q_HIGH).tolist())', 'tuple(self.np_random.uniform(TARGET_LOW, TARGET_HIGH).tolist())')),
+    ('arm: targets outside the box', 'experiments/ur_reacher.py', 'arm', ('<= y <= TARGET_HIGH[0] and', '<= y or')),
+    ('arm: reward without the period', 'experiments/ur_reacher.py', 'arm', ('reward = REWARD_SCALE *', 'reward =')),
+    ('arm: reward of the squared distance', 'experiments/ur_reacher.py', 'arm', ('- math.sqrt(squared))', '- squared)')),
+    ('arm: 101 steps', 'experiments/ur_reacher.py', 'arm', ('EPISODE_STEPS = 100', 'EPISODE_STEPS = 101')),
+    ('arm: global generator', 'experiments/ur_reacher.py', 'arm', ('tool_position(*self.np_random.uniform', 'tool_position(*np.random.uniform')),
+    ('arm: picture upside down', 'experiments/ur_reacher.py', 'arm', ('picture[::-1].round()', 'picture.round()')),
 ]
 # fmt: on
 
