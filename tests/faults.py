@@ -25,6 +25,7 @@ TESTS = {
     "envs": "test_envs.py",
     "runs": "test_runs.py",
     "arm": "test_ur_reacher.py",
+    "stability": "test_stability.py",
 }
 # name, files, which tests, and pairs of a text and its replacement
 # fmt: off
@@ -315,6 +316,21 @@ FAULTS = [
     ('arm: 101 steps', 'experiments/ur_reacher.py', 'arm', ('EPISODE_STEPS = 100', 'EPISODE_STEPS = 101')),
     ('arm: global generator', 'experiments/ur_reacher.py', 'arm', ('tool_position(*self.np_random.uniform', 'tool_position(*np.random.uniform')),
     ('arm: picture upside down', 'experiments/ur_reacher.py', 'arm', ('picture[::-1].round()', 'picture.round()')),
+    ('collapse: divergence the other way round', 'hesscale_utils.py', 'stability', ('policy_before.kl(agent.policy(obs))', 'agent.policy(obs).kl(policy_before)')),
+    ('collapse: policy before taken after', 'ppo_hesscale.py', 'stability', ('stability_figures(agent, policy_before,', 'stability_figures(agent, agent.policy(agent.to_net(batch.obs)),')),
+    ('collapse: means of Gaussians alone', 'hesscale_core.py', 'stability', ('return (growth + 0.5 * (self.xp.expm1(-2 * growth) + distance * distance))', 'return (0.5 * distance * distance)')),
+    ("collapse: distance in the old policy's deviations", 'hesscale_core.py', 'stability', ('(other.mean - self.mean) * self.xp.exp(-other.log_std)', '(other.mean - self.mean) * self.xp.exp(-self.log_std)')),
+    ('collapse: divergence of softmaxes by the other', 'hesscale_core.py', 'stability', ('(self.q * (self.log_q - other.log_q))', '(other.q * (self.log_q - other.log_q))')),
+    ('collapse: rank of squares', 'hesscale_utils.py', 'stability', ('np.cumsum(np.linalg.svd(features, compute_uv=False))', 'np.cumsum(np.linalg.svd(features, compute_uv=False) ** 2)')),
+    ('collapse: rank of the first layer', 'hesscale_utils.py', 'stability', ('feature_rank(layers[-1])', 'feature_rank(layers[0])')),
+    ('collapse: rank centred', 'hesscale_utils.py', 'stability', ('np.linalg.svd(features,', 'np.linalg.svd(features - features.mean(0),')),
+    ('collapse: saturated on one side', 'hesscale_utils.py', 'stability', ('(np.abs(units) > 0.99)', '(units > 0.99)')),
+    ('collapse: saturated on average', 'hesscale_utils.py', 'stability', ('((np.abs(units) > 0.99).mean(0) > 0.95).mean()', '(np.abs(units).mean(0) > 0.95).mean()')),
+    ('collapse: dead where small', 'hesscale_utils.py', 'stability', ('(units.std(0) < 1e-3)', '(np.abs(units).mean(0) < 1e-3)')),
+    ('collapse: units of the last layer alone', 'hesscale_utils.py', 'stability', ('units = np.concatenate(layers, axis=1)', 'units = layers[-1]')),
+    ('collapse: norms summed', 'hesscale_utils.py', 'stability', ('math.sqrt(sum(float((p.detach() ** 2).sum()) for p in net.parameters()))', 'sum(float(p.detach().norm()) for p in net.parameters())')),
+    ('collapse: figures move the generator', 'ppo_hesscale.py', 'stability', ('            if args.stability:\n', '            if args.stability:\n                rng.random()\n')),
+    ('decay rates swapped', 'ppo_hesscale.py', 'stability', ('betas=(args.beta1, args.beta2)', 'betas=(args.beta2, args.beta1)')),
 ]
 # fmt: on
 
