@@ -161,17 +161,18 @@ def draw(rows, by_step):
     for (setting, name), part in rows.groupby(["setting", "series"], sort=False):
         axis, last = (grid[settings.index(setting), i] for i in (names.index(name), -1))
         steps, color = (np.arange(BINS) + 1) * part["total_timesteps"].iloc[0] / BINS / 1e3, STYLES[optimizer[name]][1]
-        for curve, lost in zip(part["curve"], part["lost"], strict=True):
-            axis.plot(steps, curve, color=color, lw=0.5, alpha=0.8)
+        for curve, lost in zip(map(smooth, part["curve"]), part["lost"], strict=True):
+            axis.plot(steps, curve, color=color, lw=0.6, alpha=0.8)
             if lost.any():
-                axis.plot(steps[lost.argmax()], smooth(curve)[lost.argmax()], "x", color="black", ms=3.5, zorder=3)
-        axis.set_title(f"{name}\n{sum(map(np.any, part['lost']))} of {len(part)} runs lost a fifth")
+                axis.plot(steps[lost.argmax()], curve[lost.argmax()], "x", color="black", ms=3.5, zorder=3)
+        count = f"{sum(map(np.any, part['lost']))} of {len(part)} runs lost a fifth"
+        axis.set_title("\n".join([*name.split(", ", 1), count]))
         share = [row for row in by_step if (row["setting"], row["series"]) == (setting, name)]
         value, low, high = ([row[f"share{end}"] for row in share] for end in ("", "_low", "_high"))
         last.plot(steps, value, color=color, linestyle=lines[name], label=name)
         last.fill_between(steps, low, high, color=color, alpha=0.12, lw=0)
     for setting, axes in zip(settings, grid, strict=True):
-        returns = np.concatenate([*rows.loc[rows["setting"] == setting, "curve"]])
+        returns = np.concatenate([smooth(curve) for curve in rows.loc[rows["setting"] == setting, "curve"]])
         for axis in axes[:-1]:
             axis.set_ylim(np.nanmin(returns), np.nanmax(returns) + 0.05 * np.ptp(returns[np.isfinite(returns)]))
         axes[0].set_ylabel("\n".join([*setting.split(", "), "return"]))

@@ -26,6 +26,7 @@ TESTS = {
     "runs": "test_runs.py",
     "arm": "test_ur_reacher.py",
     "stability": "test_stability.py",
+    "losses": "test_collapse.py",
 }
 # name, files, which tests, and pairs of a text and its replacement
 # fmt: off
@@ -331,6 +332,16 @@ FAULTS = [
     ('collapse: norms summed', 'hesscale_utils.py', 'stability', ('math.sqrt(sum(float((p.detach() ** 2).sum()) for p in net.parameters()))', 'sum(float(p.detach().norm()) for p in net.parameters())')),
     ('collapse: figures move the generator', 'ppo_hesscale.py', 'stability', ('            if args.stability:\n', '            if args.stability:\n                rng.random()\n')),
     ('decay rates swapped', 'ppo_hesscale.py', 'stability', ('betas=(args.beta1, args.beta2)', 'betas=(args.beta2, args.beta1)')),
+    ('losses: a fifth of the peak itself', 'experiments/stability.py', 'losses', ('(peaks - curve >= LOSS * heights)', '(peaks - curve >= LOSS * peaks)')),
+    ('losses: a fifth of the highest peak to come', 'experiments/stability.py', 'losses', ('(peaks - curve >= LOSS * heights)', '(peaks - curve >= LOSS * highest)')),
+    ('losses: every early peak counts', 'experiments/stability.py', 'losses', ('COUNTED = 5, 0.2, 0.5', 'COUNTED = 5, 0.2, 0.0')),
+    ('losses: not smoothed', 'experiments/stability.py', 'losses', ('curve = smooth(curve)\n    peaks', 'peaks')),
+    ('losses: smoothed by what comes', 'experiments/stability.py', 'losses', ('curve[max(0, k + 1 - SMOOTHED) : k + 1]', 'curve[k : k + SMOOTHED]')),
+    ('losses: a diverged run keeps its peak', 'experiments/stability.py', 'losses', ('return lost | np.isnan(curve), 0.0,', 'return lost, 1.0,')),
+    ('losses: made up for, not counted', 'experiments/stability.py', 'losses', ('np.logical_or.accumulate(np.stack(part["lost"]), axis=1)', 'np.stack(part["lost"])')),
+    ('losses: a bin early', 'experiments/stability.py', 'losses', ('(lost[lost.any(1)].argmax(1) + 1) * total', 'lost[lost.any(1)].argmax(1) * total')),
+    ('losses: runs outside the grid', 'experiments/stability.py', 'losses', ('rows["key"].isin(cells.keys()) & ', '')),
+    ('losses: the normal interval', 'scripts/stats.py', 'losses', ('half = np.sqrt(z2 * value * (1 - value) / n + (z2 / (2 * n)) ** 2) / (1 + z2 / n)', 'half = np.sqrt(z2 * value * (1 - value) / n)')),
 ]
 # fmt: on
 

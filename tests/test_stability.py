@@ -120,6 +120,8 @@ def test_a_unit_is_saturated_by_more_than_95_percent_of_the_observations(flat, s
     assert figures_of(agent_of([[[10.0]]], [[0.0]]), obs)["stability/saturated_critic"] == saturated
     assert figures_of(agent_of([[[2.6]]], [[0.0]]), obs)["stability/saturated_critic"] == 0  # tanh(2.6) = 0.989
     assert figures_of(agent_of([[[-2.7]]], [[0.0]]), obs)["stability/saturated_critic"] == saturated  # -0.991
+    ones = np.ones_like(obs)
+    assert figures_of(agent_of([[[2.6]]], [[0.0]]), ones)["stability/saturated_critic"] == 0  # also if always at 0.989
 
 
 @pytest.mark.parametrize("weight, dead", [(0.9e-3, 1.0), (1.1e-3, 0.0)])
@@ -135,6 +137,18 @@ def test_the_norm_is_that_of_all_parameters():
         agent.actor.log_std[:] = 100.0
     figures = figures_of(agent, np.zeros((2, 1), np.float32))
     assert figures["stability/norm_critic"] == pytest.approx(13) and figures["stability/norm_actor"] > 100
+
+
+@pytest.mark.parametrize("discrete, state_std", [(True, False), (False, False), (False, True)])
+def test_tensors_as_on_a_gpu_have_the_figures_of_arrays(discrete, state_std):
+    torch.manual_seed(2)
+    agent, other = (ppo_hesscale.Agent(3, 2, discrete, state_std) for _ in range(2))
+    with torch.no_grad():
+        other.actor.layers[-1].weight.mul_(100)
+    obs = np.random.default_rng(3).normal(size=(50, 3)).astype(np.float32)
+    figures = stability_figures(agent, other.policy(obs), obs)
+    of_tensors = stability_figures(agent, other.policy(torch.tensor(obs)), torch.tensor(obs))
+    assert of_tensors == pytest.approx(figures, rel=1e-4) and figures["stability/kl"] > 0.01
 
 
 # ---- in a run ----------------------------------------------------------------------------------------------
