@@ -68,6 +68,11 @@ class TanhMLP(FlatModule):
             inputs.append(x)
         return product(x, params[last].T) + params[last + 1]
 
+    def hidden(self, x):
+        """Return the activations of the hidden layers for `x` [B, in], each [B, n]."""
+        self(x)
+        return self._inputs[1:]
+
     def backward(self, grad_output, hess_output, gauss_newton=False, grad_log_std=None, hess_log_std=None):
         """Leave the gradient in .grad and the HesScale diagonal in .hess of every parameter (Algorithm 1).
 
@@ -156,6 +161,11 @@ class Gaussian:
         """Return the entropy, averaged over the batch."""
         return (self.log_std + 0.5 * (LOG_2PI + 1)).sum(-1).mean()
 
+    def kl(self, other):
+        """Return the KL divergence KL(self || other) in nats, averaged over the batch."""
+        growth, distance = other.log_std - self.log_std, (other.mean - self.mean) * self.xp.exp(-other.log_std)
+        return (growth + 0.5 * (self.xp.expm1(-2 * growth) + distance * distance)).sum(-1).mean()
+
     def derivatives(self, actions):
         """Return log q [B], and two pairs of score and curvature [B, A], with respect to mean and to log_std."""
         namespace(self.mean, actions)
@@ -189,6 +199,10 @@ class Softmax:
     def entropy(self):
         """Return the entropy, averaged over the batch."""
         return -(self.xp.exp(self.log_q) * self.log_q).sum(-1).mean()
+
+    def kl(self, other):
+        """Return the KL divergence KL(self || other) in nats, averaged over the batch."""
+        return (self.q * (self.log_q - other.log_q)).sum(-1).mean()
 
     def derivatives(self, actions):
         """Return log q_a [B], and the pair of score e_a - q and curvature q^2 - q, each [B, C]."""

@@ -301,6 +301,45 @@ def curvature_figures(optimizers, scales):
     return figures
 
 
+def feature_rank(features, delta=0.01):
+    """Return how many singular values of `features` [B, n], from the largest on, make 1 - delta of their sum.
+
+    This is the effective rank srank of Kumar et al. 2021, "Implicit Under-Parameterization Inhibits Data-Efficient Deep
+    Reinforcement Learning", with their delta. NaN if a feature is not finite.
+    """
+    if not np.isfinite(features).all():
+        return math.nan
+    sums = np.cumsum(np.linalg.svd(features, compute_uv=False))
+    return int((sums < (1 - delta) * sums[-1]).sum()) + 1
+
+
+def stability_figures(agent, policy_before, obs):
+    """Return the figures to log of what precedes a collapse, by tag: of the policy, and of each network.
+
+    A tanh unit is saturated if its activation is beyond 0.99 in size for more than 95% of the observations: it passes
+    on less than 2% of their gradients, 1 - 0.99^2 (Glorot and Bengio 2010, "Understanding the difficulty of training
+    deep feedforward neural networks"). It is dead if its activation's standard deviation is below 1e-3: the next layer
+    gets a constant, a second bias (Sokar et al. 2023's dormant neuron, "The Dormant Neuron Phenomenon in Deep
+    Reinforcement Learning", is one for ReLU, whose constant is 0). A unit can be both.
+
+    Args:
+        agent: an Agent, whose parameters are those after the update.
+        policy_before: its policy for `obs` before the update.
+        obs: the rollout's observations [B, obs_dim], as the networks take them.
+    """
+    figures = {"stability/kl": to_numpy(policy_before.kl(agent.policy(obs)))}
+    for name, net in agent.named_children():
+        layers = [to_numpy(activations) for activations in net.hidden(obs)]
+        units = np.concatenate(layers, axis=1)
+        figures |= {
+            f"stability/saturated_{name}": ((np.abs(units) > 0.99).mean(0) > 0.95).mean(),
+            f"stability/dead_{name}": (units.std(0) < 1e-3).mean(),
+            f"stability/rank_{name}": feature_rank(layers[-1]),
+            f"stability/norm_{name}": math.sqrt(sum(float((p.detach() ** 2).sum()) for p in net.parameters())),
+        }
+    return figures
+
+
 def to_plain(value):
     """Convert `value` to types that torch.load(weights_only=True) accepts: arrays become tensors.
 

@@ -32,6 +32,7 @@ from hesscale_utils import (
     limit_threads,
     make_to_net,
     parse_args,
+    stability_figures,
     to_numpy,
 )
 
@@ -73,6 +74,8 @@ class Args:
     """steps between evaluations of the policy's most likely actions, in an environment of its own; 0 for none"""
     eval_episodes: int = 10
     """the number of episodes of an evaluation"""
+    stability: bool = False
+    """toggles the figures stability/*: units that no longer learn, feature ranks, norms, the KL of each update"""
     checkpoint_interval: int = 50_000
     """steps between checkpoints, from which --resume goes on; 0 for none but at a signal"""
     resume: str | None = None
@@ -90,7 +93,7 @@ class Args:
     learning_rate: float | None = None
     """the step size; left out, the optimizer's measured default"""
     betas: tuple[float, float] = (0.9, 0.999)
-    """decay rates of the first and the second moment"""
+    """decay rates of the first and the second moment; equal ones are a remedy for collapse (Dohare et al. 2023)"""
     eps: float = 1e-5
     """term added to the square root of the second moment"""
     delta: float = 1e-8
@@ -370,12 +373,15 @@ def main(args):
                 for optimizer in optimizers.values():
                     optimizer.param_groups[0]["lr"] = (1 - (iteration - 1) / num_iterations) * args.learning_rate
             batch = rollout(args, agent, envs, next_obs, rng, run)
+            policy_before = agent.policy(agent.to_net(batch.obs)) if args.stability else None
             figures = update(args, agent, optimizers, batch, rng)
 
             # record for plotting purposes
             run.log(run.step, figures | {"charts/SPS": run.sps(run.step)})
             run.progress(run.step)
             check_finite(args, run.step, parameters=nn.utils.parameters_to_vector(agent.parameters()))
+            if args.stability:
+                run.log(run.step, stability_figures(agent, policy_before, agent.to_net(batch.obs)))
             if args.eval_interval and (run.step % args.eval_interval < batch_size or iteration == num_iterations):
                 run.log(run.step, evaluate(args, agent, envs))
             run.checkpoint(run.step, lambda: get_state(agent, optimizers, envs, rng))

@@ -28,7 +28,7 @@ from torch.func import grad, hessian, jacrev, jvp, vmap
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-from hesscale_core import (  # noqa: E402
+from hesscale_core import (
     Gaussian,
     TanhMLP,
     cross_entropy_loss,
@@ -36,11 +36,11 @@ from hesscale_core import (  # noqa: E402
     ppo_loss,
     value_loss,
 )
-from hesscale_utils import check_installed  # noqa: E402
+from hesscale_utils import check_installed
 
 for package in "matplotlib", "scipy", "sklearn":  # here, since every experiment imports this file first
     check_installed(package, "experiments/", "requirements-study.txt")
-from drawing import COLORS  # noqa: E402
+from drawing import COLORS
 
 GROUPS = 64  # groups of one sample computed at a time, fewer of larger batches: takes a few hundred MB
 PIECE = 10  # AdaHessian's samples computed at a time, each a vector as long as the parameters

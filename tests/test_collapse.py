@@ -1,0 +1,188 @@
+"""experiments/stability.py: what counts as a loss, on curves whose losses are known, and its files."""
+
+import csv
+import sys
+
+import numpy as np
+import pytest
+import scipy.stats
+from conftest import ROOT
+from test_plot import TOTAL, change, make_run
+
+sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "experiments"))
+import stability
+import stats
+
+# ---- intervals ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count, n", [(0, 10), (4, 10), (10, 10), (1, 3), (17, 34)])
+def test_wilsons_interval_is_scipys(count, n):
+    expected = scipy.stats.binomtest(count, n).proportion_ci(method="wilson")
+    assert stats.wilson(count, n) == pytest.approx((count / n, expected.low, expected.high), abs=1e-12)
+
+
+def test_wilsons_interval_by_hand():
+    # 0 of n: from 0 to z^2 / (n + z^2), with z^2 = 3.841459
+    assert stats.wilson(0, 10) == pytest.approx((0, 0, 3.841459 / 13.841459), abs=1e-7)
+
+
+# ---- losses ------------------------------------------------------------------------------------------------
+
+
+def steps(*levels):
+    """A curve of 100 bins that is each of these levels for as many bins."""
+    return np.repeat(np.array(levels, float), 100 // len(levels))
+
+
+def first(lost):
+    return int(lost.argmax()) if lost.any() else None
+
+
+def test_a_smoothed_curve_by_hand():
+    assert stability.smooth(np.array([0.0, 2.0, 4.0, 6.0, 8.0, 10.0])).tolist() == [0, 1, 2, 3, 4, 6]
+
+
+def test_a_curve_that_never_falls_has_no_loss():
+    lost, kept, peak = stability.losses(np.linspace(-50.0, 300.0, 100), -50.0)
+    assert not lost.any() and kept == 1 and peak == pytest.approx(np.linspace(-50, 300, 100)[-5:].mean())
+
+
+@pytest.mark.parametrize("untrained, level, bin_of_loss", [
+    # 100 to 70 is 30 of a height of 100: a fifth of the height, 20, is lost where 4 bins of 5 are at 70 (24 below)
+    (0.0, 70.0, 53),
+    (0.0, 79.0, 54),  # 21: not before all 5 bins are
+    (0.0, 81.0, None),
+    (50.0, 88.0, 54),  # 12 of a height of 50
+    (50.0, 91.0, None),
+    (-100.0, 70.0, None),  # 30 of 200
+    (-100.0, 59.0, 54),  # 41 of 200
+])  # fmt: skip
+def test_a_loss_is_a_fifth_of_the_height_above_the_untrained_return(untrained, level, bin_of_loss):
+    lost, kept, peak = stability.losses(steps(100, level), untrained)
+    assert first(lost) == bin_of_loss and peak == 100
+    assert lost[-1] == (bin_of_loss is not None) and kept == pytest.approx((level - untrained) / (100 - untrained))
+
+
+def test_losses_of_negative_returns():
+    # from -100 to -10 and back to -39: 29 of 90; a fifth is 18; 3 of 5 bins make 17.4, and 4 make 23.2
+    assert first(stability.losses(steps(-100, -10, -39, -39), -100.0)[0]) == 53
+    assert first(stability.losses(steps(-100, -10, -25, -25), -100.0)[0]) is None  # 15 of 90
+
+
+def test_a_loss_may_be_made_up_for():
+    lost, kept, _ = stability.losses(steps(0, 100, 50, 100), 0.0)
+    assert lost[25:50].sum() == 0 and lost[54:75].all() and not lost[79:].any() and kept == 1
+
+
+def test_noise_on_the_first_rise_is_no_loss():
+    """A peak counts once it is half as high as the highest."""
+    assert not stability.losses(steps(0, 49, 20, 100), 0.0)[0].any()
+    assert stability.losses(steps(0, 51, 20, 100), 0.0)[0].any()
+
+
+def test_a_run_that_is_never_better_than_untrained_has_nothing_to_lose():
+    lost, kept, _ = stability.losses(steps(-5, -10), 0.0)
+    assert not lost.any() and np.isnan(kept)
+
+
+def test_a_run_that_diverged_has_lost_everything():
+    curve = np.where(np.arange(100) < 60, 100.0, np.nan)
+    lost, kept, peak = stability.losses(curve, 0.0, diverged=True)
+    assert first(lost) == 60 and lost[60:].all() and kept == 0 and peak == 100
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def read(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def curve(*levels):
+    return [(step, value) for step, value in zip(range(100, TOTAL + 1, 100), steps(*levels), strict=True)]
+
+
+def test_the_table_and_the_shares_are_those_of_the_runs(tmp_path, capsys):
+    """Adam loses in two runs of four, after 5,200 and 7,700 steps, one of them for good; Scaled Adam in none of two."""
+    (tmp_path / "runs").mkdir()
+
+    def make(seed, *levels, **flags):
+        path = make_run(tmp_path / "runs", curve(*levels), seed, **flags)
+        change(path, start="2026-01-01T10:00:00+00:00", end="2026-01-01T10:01:30+00:00", total_timesteps=TOTAL)
+
+    for seed, levels in enumerate([(0, 100, 50, 100), (0, 100, 100, 50), (0, 100), (0, 50, 100, 100)], 1):
+        make(seed, *levels)
+    for seed in (1, 2):
+        make(seed, 0, 80, optimizer="scaled-adam")
+    make(9, 0, 1)  # not in the grid
+    (tmp_path / "grid.toml").write_text(
+        f'[[grid]]\nagent = "ppo"\nenv_id = "Hopper-v4"\noptimizer = ["adam", "scaled-adam"]\nseed = [1, 2, 3, 4]\n'
+        f"total_timesteps = {TOTAL}\n"
+    )
+    out = tmp_path / "out/stability"
+    args = stability.Args((str(tmp_path / "grid.toml"),), str(out), (str(tmp_path / "runs"),))
+    stability.main(args)
+    printed = capsys.readouterr()
+    assert "2 of the grid's 8 runs are missing" in printed.err
+    adam, scaled = read(f"{out}_table.csv")
+    # 100 to 50 in 5 bins: 20 below after 2 bins, the 52nd and the 77th
+    about = {"setting": "Hopper-v4", "series": "Adam", "runs": "4", "diverged": "0", "lost a fifth": "2",
+             "share": "0.5", "earliest": "5200", "median": "6450", "lost at the end": "1"}  # fmt: skip
+    assert {name: adam[name] for name in about} == about
+    low, high = scipy.stats.binomtest(2, 4).proportion_ci(method="wilson")
+    assert float(adam["share_low"]) == pytest.approx(low, rel=1e-5)
+    assert float(adam["share_high"]) == pytest.approx(high, rel=1e-5)
+    assert float(adam["share of the height kept"]) == pytest.approx((1 + 0.5 + 1 + 1) / 4)
+    assert (scaled["series"], scaled["runs"], scaled["lost a fifth"], scaled["median"]) == ("Scaled Adam", "2", "0", "")
+    assert "Hopper-v4, Adam: 2 of 4 runs lost a fifth, first after 5,200 steps\n" in printed.out
+    shares = [float(row["share"]) for row in read(f"{out}_share.csv") if row["series"] == "Adam"]
+    assert shares == [0.0] * 51 + [0.25] * 25 + [0.5] * 24
+    assert (tmp_path / "out/stability.png").stat().st_size > 5000 and (tmp_path / "out/stability.pdf").exists()
+
+
+def test_series_are_told_apart_by_what_differs():
+    import pandas as pd
+
+    flags = dict(learning_rate=3e-4, betas=(0.9, 0.999), delta=1e-8)
+    rows = pd.DataFrame([
+        flags | {"optimizer": "adam"}, flags | {"optimizer": "adam", "betas": (0.99, 0.99)},
+        flags | {"optimizer": "scaled-adam", "delta": 3e-7}, flags | {"optimizer": "scaled-adam"},
+    ])  # fmt: skip
+    assert stability.describe_optimizers(rows).tolist() == [
+        "Adam, $\\beta$ 0.9 0.999", "Adam, $\\beta$ 0.99 0.99",
+        "Scaled Adam, $\\Delta$ 3e-07", "Scaled Adam, $\\Delta$ 1e-08",
+    ]  # fmt: skip
+
+
+def test_what_is_missing_is_one_line(tmp_path):
+    def error(*args):
+        with pytest.raises(SystemExit) as end:
+            stability.main(stability.Args(*args))
+        return str(end.value)
+
+    assert error().startswith("error: GRIDS is missing")
+    assert error(("figure7",)).startswith("error: --out is missing")
+    text = error(("figure7",), str(tmp_path / "x"), (str(tmp_path),))
+    assert text == "error: figure7: none of the grid's 30 runs has ended; scripts/sweep.sh makes them"
+
+
+def test_the_grids_are_those_of_the_figure_and_of_agents_left_running():
+    from collections import Counter
+
+    def cells(name):
+        return [cell.args for cell in stability.read_cells((name,)).values()]
+
+    figure = Counter((a.optimizer, a.delta if a.optimizer != "adam" else None) for a in cells("figure7"))
+    assert figure == {("adam", None): 10, ("scaled-adam", 1e-8): 10, ("scaled-adam", 3e-7): 10}
+    pressure = {(a.num_steps, a.num_steps // a.num_minibatches, a.update_epochs) for a in cells("figure7_pressure")}
+    assert pressure == {(256, 64, 10), (512, 8, 10), (2048, 64, 20)} and len(cells("figure7_pressure")) == 90
+    for args in cells("figure7") + cells("figure7_pressure"):
+        assert (args.env_id, args.total_timesteps) == ("experiments.ur_reacher:UR-Reacher-v0", 300_000)
+        assert args.state_std and args.stability and not args.anneal_lr and args.learning_rate == 3e-4
+    left = cells("left_running")
+    rivals = {(a.optimizer, a.betas, a.update_epochs) for a in left}
+    assert len(left) == 24 and len(rivals) == 8 and ("adam", (0.99, 0.99), 20) in rivals
+    assert {(a.env_id, a.total_timesteps, a.anneal_lr) for a in left} == {("Hopper-v4", 5_000_000, False)}
