@@ -169,8 +169,8 @@ def draw_sensitivity(rows, baseline):
         for row in rows[rows["agent"] == agent].itertuples():
             error_bar(axis, row.best, row.phi, row.phi_low, row.phi_high, **styles[row.series])
             error_bar(axis, row.phi, row.best, row.best_low, row.best_high, sideways=True, **styles[row.series])
-        axis.set(title=label(agent), xlabel="performance, step size tuned for each environment")
-        axis.set_ylim(bottom=min(-0.02, axis.get_ylim()[0]))
+        axis.set(title=label(agent), xlabel="performance at tuned step sizes")
+        axis.set_ylim(min(-0.02, axis.get_ylim()[0]), max(0.2, axis.get_ylim()[1]))
     grid[0][0].set_ylabel("sensitivity $\\Phi$ to the step size")
     add_legend(figure, rows, "right and low is good; 95% bootstrap intervals")
     return figure
@@ -178,7 +178,7 @@ def draw_sensitivity(rows, baseline):
 
 def draw_aggregate(rows, baseline):
     agents, styles = rows["agent"].unique(), looks(rows["series"])
-    size = TEXT_WIDTH, (0.16 * len(styles) + 0.6) * len(agents) + 0.2
+    size = TEXT_WIDTH, max(1.3, 0.16 * len(styles) + 0.6) * len(agents) + 0.2
     figure, grid = plt.subplots(len(agents), 3, figsize=size, squeeze=False, width_ratios=[1, 1, 1.3])
     for agent, axes in zip(agents, grid, strict=True):
         for (series, quantity), part in rows[rows["agent"] == agent].groupby(["series", "quantity"], sort=False):
@@ -192,7 +192,7 @@ def draw_aggregate(rows, baseline):
             axis.set(yticks=range(len(styles)), yticklabels=map(label, styles), ylim=(len(styles) - 0.5, -0.5))
         axes[0].set(title=label(agent), xlabel="interquartile mean score")
         axes[1].set(xlim=(-0.05, 1.05), yticklabels=[], xlabel=f"P(better than\n{baseline})")
-        axes[2].set(ylim=(-0.03, 1.03), xlabel="score", ylabel="share of runs above")
+        axes[2].set(ylim=(-0.03, 1.03), xlabel="score", ylabel="runs above")
     add_legend(figure, rows, f"{anchors(baseline)}; 95% bootstrap intervals")
     return figure
 

@@ -223,8 +223,8 @@ def step_size_rows(report, drawn, args):
 
 def sensitivity_rows(report, drawn, args):
     """Return stats.sensitivity of the mean return over a run, for each agent."""
-    found = []
-    for agent, part in report.groupby("agent"):
+    found, number = [], report.groupby("agent")["env_id"].transform("nunique")
+    for agent, part in report[number > 1].groupby("agent"):  # in one environment the best for all is the best for each
         part, cells = part.assign(p=part["mean"].where(part["state"] != "diverged")), {}
         for (series, env_id, lr), returns in part.groupby(["series", "env_id", "learning_rate"])["p"]:
             cells.setdefault(series, {}).setdefault(env_id, {})[lr] = returns.to_numpy()
@@ -311,13 +311,16 @@ def main(args):
     for name, make_rows in (tables | {"aggregate": aggregate_rows, "table": table_rows}).items():
         if name in args.what or (not args.what and (several or name not in ("step-sizes", "sensitivity"))):
             rows, prefix = make_rows(report, drawn, args), f"{args.out}_{name.replace('-', '_')}"
-            if name == "table":
+            if name == "sensitivity" and not len(rows):
+                print("no sensitivity: it needs an optimizer with several step sizes in several environments")
+            elif name == "table":
                 drawing.write(f"{prefix}.md", markdown(rows, args, {*drawn["total_timesteps"]}).encode())
             else:
                 figure = getattr(drawing, f"draw_{name.replace('-', '_')}")(rows, label(args.baseline))
                 drawing.write_figure(prefix, figure)
-            write_csv(f"{prefix}.csv", rows.to_dict("records"))
-            print(f"{prefix}.csv", flush=True)
+            if len(rows):
+                write_csv(f"{prefix}.csv", rows.to_dict("records"))
+                print(f"{prefix}.csv", flush=True)
 
 
 if __name__ == "__main__":
