@@ -96,7 +96,7 @@ class Args:
     """decay rates of the first and the second moment; equal ones are a remedy for collapse (Dohare et al. 2023)"""
     eps: float = 1e-5
     """term added to the square root of the second moment"""
-    delta: float = 1e-8
+    delta: float = 1e-7
     """radius of the trust region of the scaled optimizers (Algorithm 3)"""
     fisher: bool = False
     """toggles the Fisher information as the metric of the trust region, whose radius is then a KL divergence in nats"""

@@ -59,7 +59,7 @@ class Args:
     baseline: str = "adam"
     """the series that the others are compared with"""
     by: tuple[str, ...] = ()
-    """flags that tell curves apart, besides the optimizer"""
+    """flags that tell curves of an optimizer apart where it has runs with several values"""
     where: str = ""
     """condition on the flags of the runs to draw, as "optimizer == 'adam' and delta < 1e-6" (pandas' query)"""
     evaluations: bool = False
@@ -114,8 +114,10 @@ def choose(args):
             if len(values := part[name].map(str).unique()) > 1:
                 flag = f"--{name.replace('_', '-')} {words(values)}"
                 fail(f'{flag}: {agent} has runs with each; add --by {name}, or --where "{name} == {values[0]}"')
-    flags = ["".join(f", {name} {words([row[name]])}" for name in by) for row in rows.to_dict("records")]
-    rows = rows.assign(series=rows["optimizer"] + flags)
+    rows = rows.assign(series=rows["optimizer"])
+    for name in by:
+        differs = rows.groupby(["agent", "optimizer"])[name].transform(lambda values: values.map(str).nunique()) > 1
+        rows["series"] += (f", {name} " + rows[name].map(lambda value: words([value]))).where(differs, "")
     rows = rows.sort_values("seed").sort_values("series", key=lambda names: names.map(order), kind="stable")
     rows = rows.sort_values(PANEL, kind="stable")
     roles = rows.groupby([*PANEL, "seed"])["selection"].nunique()
@@ -218,7 +220,7 @@ def step_size_rows(report, drawn, args):
     """Return final scores over the step size for each environment, and their mean over the environments."""
     keys, rows = ["agent", "place", "series", "learning_rate"], with_all(report, "series", "learning_rate")
     rows = tabulate(rows, keys, lambda part: estimate(stats.mean(samples(part, "final_score"))))
-    return rows.rename(columns={"place": "env_id"})
+    return rows.rename(columns={"place": "env_id"}).sort_values("learning_rate", kind="stable")
 
 
 def sensitivity_rows(report, drawn, args):

@@ -176,7 +176,7 @@ def test_the_grids_are_those_of_the_figure_and_of_agents_left_running():
         return [cell.args for cell in stability.read_cells((name,)).values()]
 
     figure = Counter((a.optimizer, a.delta if a.optimizer != "adam" else None) for a in cells("figure7"))
-    assert figure == {("adam", None): 10, ("scaled-adam", 1e-8): 10, ("scaled-adam", 3e-7): 10}
+    assert figure == {("adam", None): 10, ("scaled-adam", 1e-8): 10, ("scaled-adam", 1e-7): 10}
     pressure = {(a.num_steps, a.num_steps // a.num_minibatches, a.update_epochs) for a in cells("figure7_pressure")}
     assert pressure == {(256, 64, 10), (512, 8, 10), (2048, 64, 20)} and len(cells("figure7_pressure")) == 90
     for args in cells("figure7") + cells("figure7_pressure"):
