@@ -194,7 +194,9 @@ def test_a_study_that_has_lost_its_runs_goes_on_with_more_seeds(study, monkeypat
     assert sweep.main() == 0 and not list(study.glob("runs/*"))
 
 
-@pytest.mark.parametrize("content", [b"nonsense", gzip.compress(b"key,state,seconds\n[],finished,1\n"), b""])
+@pytest.mark.parametrize(
+    "content", [b"nonsense", gzip.compress(b"key,state,seconds\n[],finished,1\n"), b""], ids=["text", "row", "empty"]
+)
 def test_a_damaged_archive_ends_a_sweep_before_it_begins(study, monkeypatch, content):
     path = study / "results/mine/runs.csv.gz"
     path.parent.mkdir(parents=True)
