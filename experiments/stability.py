@@ -25,10 +25,11 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+from done import DONE
 from drawing import RC, STYLES, TEXT_WIDTH, plt, write_figure
+from grid import read_cells
 from reading import BINS, read_all
 from stats import wilson
-from sweep import DONE, read_cells
 from tables import write_csv
 
 from hesscale_utils import fail, parse_args

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from done import DONE
+from grid import read_cells
 from reading import COLUMNS, ROOT, pd, read_archive, read_runs
-from sweep import DONE, read_cells
 
 from hesscale_run import write_atomically
 from hesscale_utils import fail, parse_args

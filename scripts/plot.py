@@ -26,14 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import done
 import drawing
 import numpy as np
 import stats
-import sweep
 import tyro
 from drawing import label, order
+from grid import ABOUT, read_cells
 from reading import BINS, COLUMNS, pd, read_all  # which checks that pandas is there
-from sweep import ABOUT, DONE, read_cells
 from tables import write_csv
 
 from hesscale_utils import fail, parse_args
@@ -90,7 +90,7 @@ def choose(args):
         if not os.path.isdir(folder) and args.runs != Args.runs:
             fail(f"--runs {folder}: there is no such folder; name one that holds runs' folders, as runs")
     cells = read_cells(args.grids) if args.grids else {}
-    rows = read_all(args.runs, sorted(glob.glob(sweep.ARCHIVES)) if cells else [])
+    rows = read_all(args.runs, sorted(glob.glob(done.ARCHIVES)) if cells else [])
     if missing := len(cells.keys() - set(rows["key"])):
         warning = (
             f"warning: {missing} of the grid's {len(cells)} runs are missing; scripts/sweep.sh --dry-run names them"
@@ -129,7 +129,7 @@ def choose(args):
     print("; ".join(f"{n} runs from {source}" for source, n in sources.items()))
     drawn = rows["evaluations" if args.evaluations else "episodes"].map(bool) | (rows["state"] == "diverged")
     warn(rows[~drawn], f"left out, without {'an evaluation' if args.evaluations else 'the end of an episode'}")
-    warn(rows[drawn & ~rows["state"].isin(DONE)], "unfinished, and drawn as far as they went")
+    warn(rows[drawn & ~rows["state"].isin(done.DONE)], "unfinished, and drawn as far as they went")
     warn(rows[rows["state"] == "diverged"], "diverged, and counted as untrained")
     warn(rows[rows["damage"] != ""], f"damaged ({'; '.join(sorted({*rows['damage']} - {''}))})")
     versions = Counter(str(v.get("mujoco")) for v in rows["versions"])

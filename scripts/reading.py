@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-from sweep import STATES, agent_name, cores, defaults, find_runs, wall_time
+from done import STATES, find_runs, wall_time
+from grid import agent_name, defaults
 
 from hesscale_run import FREE_FLAGS, identity
 from hesscale_utils import check_installed, fail
@@ -90,7 +91,7 @@ def read_runs(folders, wanted=lambda key, state: True):
     jobs = [(key, *run) for key, run in found.items() if wanted(key, run[0])]
     if not jobs:
         return pd.DataFrame(columns=[*COLUMNS, "source", "damage"])
-    with ProcessPoolExecutor(min(cores(), len(jobs))) as pool:
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(jobs))) as pool:
         rows = pool.map(read_run, *zip(*jobs, strict=True), chunksize=4)
         return pd.DataFrame(list(tqdm(rows, "reading", len(jobs), unit=" runs", disable=None)))
 

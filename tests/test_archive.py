@@ -14,8 +14,11 @@ from test_runs import ENVIRONMENT
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import archive
+import done
 import reading
 import sweep
+from done import read_archives
+from grid import read_cells
 
 GRID = f"""
 [[grid]]
@@ -31,7 +34,7 @@ total_timesteps = {TOTAL}
 def study(tmp_path, monkeypatch):
     """A folder with runs/ and a grid of four seeds, in which the repository's archives lie too."""
     monkeypatch.setattr(archive, "ROOT", tmp_path)
-    monkeypatch.setattr(sweep, "ARCHIVES", f"{tmp_path}/results/*/runs.csv.gz")
+    monkeypatch.setattr(done, "ARCHIVES", f"{tmp_path}/results/*/runs.csv.gz")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     (tmp_path / "grid.toml").write_text(GRID)
@@ -206,7 +209,7 @@ def test_a_damaged_archive_ends_a_sweep_before_it_begins(study, monkeypatch, con
         with pytest.raises(SystemExit, match=r"runs\.csv\.gz: is not an archive that can be read .*--no-archive"):
             sweep.main()
     else:
-        assert sweep.read_archives() == {}
+        assert read_archives() == {}
     assert path.read_bytes() == content and not list(study.glob("runs/*"))
 
 
@@ -215,11 +218,11 @@ def test_a_cell_has_one_role(study, role):
     both = f"{GRID}selection = true\n{GRID.replace('[1, 2, 3, 4]', '[4, 5]')}selection = {role}\n"
     (study / "grid.toml").write_text(both)
     if role == "true":
-        assert [cell.selection for cell in sweep.read_cells(["grid.toml"]).values()] == [True] * 5
+        assert [cell.selection for cell in read_cells(["grid.toml"]).values()] == [True] * 5
     else:
         with pytest.raises(SystemExit, match=r"adam 0.0003 seed 4 is for selection and for the report too"):
-            sweep.read_cells(["grid.toml"])
+            read_cells(["grid.toml"])
     (study / "grid.toml").write_text(f"{GRID}selection = 1\n")
     with pytest.raises(SystemExit, match=r"selection 1: must be of type bool"):
-        sweep.read_cells(["grid.toml"])
-    assert not next(iter(sweep.read_cells([], {"agent": ["ppo"]}).values())).selection
+        read_cells(["grid.toml"])
+    assert not next(iter(read_cells([], {"agent": ["ppo"]}).values())).selection

@@ -18,11 +18,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import archive
+import done
 import drawing
 import plot
 import reading
 import stats
-import sweep
+from grid import load_agent
 
 from hesscale_core import OPTIMIZERS
 
@@ -43,7 +44,7 @@ def log(folder, episodes, **options):
 
 def make_run(folder, episodes, seed=1, state="finished", step=None, agent="ppo", **args):
     """A run's folder in `folder`, as the agents make it."""
-    module = sweep.load_agent(agent)
+    module = load_agent(agent)
     args = asdict(module.Args()) | {"seed": seed, "env_id": "Hopper-v4", "optimizer": "adam"} | args
     args = {"total_timesteps": TOTAL} | args | {"total_timesteps": args.get("total", TOTAL)}
     args["learning_rate"] = args["learning_rate"] or module.LEARNING_RATES[args["optimizer"]]
@@ -112,7 +113,7 @@ def fails(folder, capsys, *what, **options):
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "ARCHIVES", f"{tmp_path}/results/*/runs.csv.gz")
+    monkeypatch.setattr(done, "ARCHIVES", f"{tmp_path}/results/*/runs.csv.gz")
     (tmp_path / "runs").mkdir()
     return tmp_path / "runs"
 

@@ -26,6 +26,8 @@ from hesscale_utils import parse_args
 
 sys.path.append(str(ROOT / "scripts"))
 import sweep
+from done import duration, estimate, find_runs
+from grid import agent_name, load_agent, read_cells, write_cells
 
 DRIFT = "--env-id toy_envs:Drift-v0 --num-steps 128 --checkpoint-interval 1024 --save-model True".split()
 
@@ -54,7 +56,7 @@ def runs(cwd):
 def outcomes(cwd):
     """What came of each finished run, {key: outcome}."""
     finished = [folder for folder, state in runs(cwd).items() if state == "finished"]
-    keys = [sweep.identity(status(f)["script"], status(f)["args"]) for f in finished]
+    keys = [hesscale_run.identity(status(f)["script"], status(f)["args"]) for f in finished]
     assert len(set(keys)) == len(keys), "a cell was run twice"
     return {key: outcome(folder) for key, folder in zip(keys, finished, strict=True)}
 
@@ -63,9 +65,9 @@ def outcomes(cwd):
 
 
 def test_a_grid_is_every_combination_and_the_first_seeds_come_first():
-    cells = list(sweep.read_cells([], {"agent": ["ppo", "a2c"], "seed": [3, 1], "optimizer": ["adam", "sgd"]}).values())
-    what = [(sweep.agent_name(c.script), c.args.seed, c.args.optimizer, c.args.learning_rate) for c in cells]
-    ppo, a2c = (sweep.load_agent(name).LEARNING_RATES for name in ("ppo", "a2c"))
+    cells = list(read_cells([], {"agent": ["ppo", "a2c"], "seed": [3, 1], "optimizer": ["adam", "sgd"]}).values())
+    what = [(agent_name(c.script), c.args.seed, c.args.optimizer, c.args.learning_rate) for c in cells]
+    ppo, a2c = (load_agent(name).LEARNING_RATES for name in ("ppo", "a2c"))
     assert what == [
         (agent, seed, optimizer, rates[optimizer])
         for agent, rates in (("ppo", ppo), ("a2c", a2c))
@@ -74,26 +76,25 @@ def test_a_grid_is_every_combination_and_the_first_seeds_come_first():
 
 
 def test_the_papers_grids_are_9000_runs():
-    performance, robustness = sweep.read_cells(["performance"]), sweep.read_cells(["robustness"])
-    both = sweep.read_cells(["performance", "robustness"])
+    performance, robustness = read_cells(["performance"]), read_cells(["robustness"])
+    both = read_cells(["performance", "robustness"])
     assert (len(performance), len(robustness), len(both)) == (5400, 7200, 9000)
     assert both.keys() == performance.keys() | robustness.keys()
     values = lambda name: {getattr(cell.args, name) for cell in both.values()}  # noqa: E731
     assert [len(values(name)) for name in ("env_id", "optimizer", "learning_rate", "seed")] == [10, 5, 9, 10]
     steps = {
-        (sweep.agent_name(c.script), c.args.env_id.startswith("Humanoid"), c.args.total_timesteps)
-        for c in both.values()
+        (agent_name(c.script), c.args.env_id.startswith("Humanoid"), c.args.total_timesteps) for c in both.values()
     }
     assert steps == {("ppo", a, 10**6) for a in (True, False)} | {("a2c", True, 10**7), ("a2c", False, 2 * 10**6)}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts/grids").glob("*.toml")), ids=lambda path: path.stem)
 def test_every_grid_that_comes_along_can_be_run(path):
-    assert sweep.read_cells([path.stem]).keys() == sweep.read_cells([str(path)]).keys() != set()
+    assert read_cells([path.stem]).keys() == read_cells([str(path)]).keys() != set()
 
 
 def test_flags_replace_the_files_values():
-    cells = sweep.read_cells(["quick"], {"seed": [7], "num_envs": [1, 2]}).values()
+    cells = read_cells(["quick"], {"seed": [7], "num_envs": [1, 2]}).values()
     assert len(cells) == 8 and {(cell.args.seed, cell.args.num_envs) for cell in cells} == {(7, 1), (7, 2)}
 
 
@@ -105,15 +106,15 @@ UNUSUAL = {
 
 
 def test_a_cells_command_line_gives_the_cells_arguments(monkeypatch):
-    for cell in sweep.read_cells([], UNUSUAL | {"agent": ["ppo"]}).values():
+    for cell in read_cells([], UNUSUAL | {"agent": ["ppo"]}).values():
         monkeypatch.setattr(sys, "argv", ["ppo_hesscale.py", *cell.flags()])
-        assert parse_args(sweep.load_agent("ppo").Args) == cell.args
+        assert parse_args(load_agent("ppo").Args) == cell.args
 
 
 def test_written_cells_are_read_as_they_were(tmp_path):
-    cells = sweep.read_cells([], UNUSUAL | {"agent": ["ppo"]})
-    sweep.write_cells(tmp_path / "cells.toml", cells.values())
-    again = sweep.read_cells([str(tmp_path / "cells.toml")])
+    cells = read_cells([], UNUSUAL | {"agent": ["ppo"]})
+    write_cells(tmp_path / "cells.toml", cells.values())
+    again = read_cells([str(tmp_path / "cells.toml")])
     assert [cell.args for cell in again.values()] == [cell.args for cell in cells.values()] and len(again) == 4
 
 
@@ -265,7 +266,7 @@ def test_runs_are_one_thread_each_and_no_more_than_asked_for(tmp_path, monkeypat
 
 
 def test_the_time_left_is_judged_by_the_runs_most_alike():
-    (cell,) = sweep.read_cells([], {"agent": ["ppo"], "optimizer": ["adam"], "total_timesteps": [10_000]}).values()
+    (cell,) = read_cells([], {"agent": ["ppo"], "optimizer": ["adam"], "total_timesteps": [10_000]}).values()
 
     def ended(env_id, optimizer, seconds, script="ppo_hesscale.py", state="finished", resumed_at=()):
         args = {"env_id": env_id, "optimizer": optimizer}
@@ -285,9 +286,9 @@ def test_the_time_left_is_judged_by_the_runs_most_alike():
         (ended("Hopper-v4", "sgd", 60), 150),
     ]:
         runs.append(run)
-        assert sweep.estimate([cell], runs) == (seconds and pytest.approx(seconds))
-        assert sweep.estimate([cell] * 3, runs) == (seconds and pytest.approx(3 * seconds))
-    words = [sweep.duration(s) for s in (None, 99, 600, 7260, 1e7)]
+        assert estimate([cell], runs) == (seconds and pytest.approx(seconds))
+        assert estimate([cell] * 3, runs) == (seconds and pytest.approx(3 * seconds))
+    words = [duration(s) for s in (None, 99, 600, 7260, 1e7)]
     assert words == ["unknown", "99 s", "10 min", "2 h 1 min", "2,777 h"]
 
 
@@ -299,7 +300,7 @@ def test_a_folder_that_is_no_run_is_passed_over(tmp_path, monkeypatch):
         (tmp_path / f"runs/{i}/status.json").write_text(text)
     (tmp_path / "runs/empty").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert [folder for _, folder, _ in sweep.find_runs().values()] == ["runs/5"]
+    assert [folder for _, folder, _ in find_runs().values()] == ["runs/5"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
@@ -308,7 +309,7 @@ def test_a_file_system_without_locks_does_without(tmp_path, monkeypatch, number)
         raise OSError(number, "no locks here")
 
     monkeypatch.chdir(tmp_path)
-    (cell,) = sweep.read_cells([], {"agent": ["ppo"]}).values()
+    (cell,) = read_cells([], {"agent": ["ppo"]}).values()
     sweep.Local({cell.key: cell}, {}, 1)
     monkeypatch.setattr(filelock._unix, "lock_fd_nonblocking", no_locks)
     assert hesscale_run.lock(tmp_path) is not None and sweep.claim(cell) is not None
@@ -320,7 +321,7 @@ def test_a_file_system_without_locks_does_without(tmp_path, monkeypatch, number)
 
 def test_a_cell_is_claimed_by_one_sweep_at_a_time_and_claims_leave_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cells = sweep.read_cells([], {"agent": ["ppo"], "seed": [1, 2]})
+    cells = read_cells([], {"agent": ["ppo"], "seed": [1, 2]})
     sweep.Local(cells, {}, 1)
     first, second = cells.values()
     held, other = sweep.claim(first), sweep.claim(second)
@@ -431,7 +432,7 @@ def test_the_wandb_sweep_gives_the_agent_command_lines_that_it_reads(monkeypatch
         args = {name: {"value": value} for name, value in zip(axes, values, strict=True)}
         flags = create_sweep_command_args({"args": args})["args"]  # what takes the place of ${args}
         monkeypatch.setattr(sys, "argv", [config["program"], "--track", *flags])
-        parsed = dataclasses.asdict(parse_args(sweep.load_agent("ppo").Args))
+        parsed = dataclasses.asdict(parse_args(load_agent("ppo").Args))
         assert parsed["track"] and {k.replace("-", "_"): v["value"] for k, v in args.items()}.items() <= parsed.items()
         if values[-1] != 1:  # a few are enough, for it is slow
             break
