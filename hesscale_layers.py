@@ -22,53 +22,50 @@ from torch import nn
 from torch.func import functional_call
 
 
-def pull_back(function, inputs, cotangents):
-    """Return J^T v for each v of `cotangents` and each of the `inputs` of `function`, [cotangents][inputs]."""
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        output = function(*leaves)
-    pick = dict(retain_graph=True, materialize_grads=True)
-    return [torch.autograd.grad(output, leaves, v, **pick) if leaves else () for v in cotangents]
+def vjp(output, inputs, v, create_graph=False):
+    """Return J^T v for each of `inputs`, from the graph that made `output` of them."""
+    options = dict(retain_graph=True, create_graph=create_graph, materialize_grads=True)
+    return torch.autograd.grad(output, inputs, v, **options) if inputs else ()
 
 
-def weighted(layer, x, factor, g, h, gauss_newton):
+def weighted(layer, x, out, g, h, gauss_newton):
     """Linear and convolution: J has the weights, so that J * J is the same layer's with squared weights (Eq. 3, 4)."""
-    names, parameters = zip(*layer.named_parameters(recurse=False), strict=True)
-    call = lambda x, *values: functional_call(layer, dict(zip(names, values, strict=True)), (x,))  # noqa: E731
-    ((g_in, *grads),) = pull_back(call, [x, *parameters], [g])
-    hesses = [None] * len(grads)
+    trained = {name: p for name, p in layer.named_parameters(recurse=False) if p.requires_grad}
+    g, *grads = vjp(out, [x, *trained.values()], g)
+    hesses = [None] * len(trained)
     if h is not None:  # d out / d weight is x, so x * x takes its place; and 1 is the bias's
-        ((h, *hesses),) = pull_back(call, [x * x, *(p * p for p in parameters)], [h])
-    for p, grad, hess in zip(parameters, grads, hesses, strict=True):
-        if p.requires_grad:
-            p.grad, p.hess = grad, hess
-    return g_in, h
+        squares = {name: (p * p).detach().requires_grad_() for name, p in layer.named_parameters(recurse=False)}
+        x = (x * x).detach().requires_grad_()
+        h, *hesses = vjp(functional_call(layer, squares, (x,)), [x, *map(squares.get, trained)], h)
+    for p, grad, hess in zip(trained.values(), grads, hesses, strict=True):
+        p.grad, p.hess = grad, hess
+    return g, h
 
 
-def elementwise(layer, x, factor, g, h, gauss_newton):
+def elementwise(layer, x, out, g, h, gauss_newton):
     """Activations f: g <- f' g and h <- f'^2 h + f'' g, of which HesScaleGN drops the last term (Eq. 2, 4)."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        (first,) = torch.autograd.grad(layer(x.clone()).sum(), x, create_graph=h is not None and not gauss_newton)
-        if h is not None:
-            h = first.detach() ** 2 * h
-        if first.requires_grad:
-            (second,) = torch.autograd.grad(first.sum(), x, materialize_grads=True)
-            h = h + second * g
-    return first.detach() * g, h
+    second_order = h is not None and not gauss_newton
+    (slope,) = vjp(out, [x], torch.ones_like(out), create_graph=second_order)
+    if h is not None:
+        h = slope.detach() ** 2 * h
+    if second_order and slope.requires_grad:
+        h = h + vjp(slope, [x], torch.ones_like(slope))[0] * g
+    return slope.detach() * g, h
 
 
-def selecting(layer, x, factor, g, h, gauss_newton):
+def selecting(layer, x, out, g, h, gauss_newton):
     """Max pooling, padding and reshaping: J has zeros and ones, so J * J = J; windows that overlap add."""
-    pulled = pull_back(layer, [x], [g] if h is None else [g, h])
-    return pulled[0][0], None if h is None else pulled[1][0]
+    return vjp(out, [x], g)[0], None if h is None else vjp(out, [x], h)[0]
 
 
-def averaging(layer, x, factor, g, h, gauss_newton):
+def averaging(layer, x, out, g, h, gauss_newton):
     """Average pooling: J has 1 / n for each of a window's n inputs, so J * J has 1 / n^2: h / k^4 for k x k windows."""
-    weight = window_weight(layer, x) if h is not None else None
-    pulled = pull_back(layer, [x], [g] if h is None else [g, weight * h])
-    return pulled[0][0], None if h is None else pulled[1][0]
+    return vjp(out, [x], g)[0], None if h is None else vjp(out, [x], window_weight(layer, x) * h)[0]
+
+
+def scaling(layer, x, out, g, h, gauss_newton):
+    """Dropout: J is diagonal, with the factor of each input, 0 or 1 / (1 - p), which is applied to h twice."""
+    return vjp(out, [x], g)[0], None if h is None else vjp(out, [x], vjp(out, [x], h)[0])[0]
 
 
 def window_weight(layer, x):
@@ -92,12 +89,6 @@ def window_weight(layer, x):
     return layer(one) / inputs  # the mean of ones, of which padding is none, over their number
 
 
-def scaling(layer, x, factor, g, h, gauss_newton):
-    """Dropout: J is diagonal, with the factor that each input was multiplied with, 0 or 1 / (1 - p)."""
-    return factor * g, None if h is None else factor * factor * h
-
-
-DROPOUTS = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d
 ADAPTIVE = nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d
 RULES = (
     dict.fromkeys((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d), weighted)
@@ -107,7 +98,7 @@ RULES = (
     | dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten, nn.Unflatten, nn.Identity), selecting)
     | dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d), selecting)
     | dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, *ADAPTIVE), averaging)
-    | dict.fromkeys(DROPOUTS, scaling)
+    | dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), scaling)
 )
 
 
@@ -120,7 +111,7 @@ class HesScale(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model, self._kept, self._output = model, [], None
+        self.model, self._kept = model, []
         self.layers = list(self._layers_of(model, "model"))
         if len({*map(id, self.layers)}) < len(self.layers):
             raise ValueError("a layer is used twice: give each place a layer of its own")
@@ -138,17 +129,21 @@ class HesScale(nn.Module):
             yield module
 
     def forward(self, x):
-        """Return the output for a batch of inputs `x` [B, ...]; differentiable by autograd."""
+        """Return the output for a batch of inputs `x` [B, ...].
+
+        It is differentiable by autograd, which frees the graph that backward needs unless retain_graph=True.
+        """
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"input is a {type(x).__name__}; expected a torch tensor")
         self._kept = []
-        for layer in self.layers:
-            factor = layer(torch.ones_like(x)) if isinstance(layer, DROPOUTS) else None
-            self._kept.append((layer, x.detach(), factor))
-            # an in-place activation must not change what is kept
-            x = layer(x.clone() if getattr(layer, "inplace", False) else x) if factor is None else factor * x
-        self._output = x.shape
-        return x
+        with torch.enable_grad():  # backward goes back through each layer's part of this graph
+            y = x if x.requires_grad else x.detach().requires_grad_()
+            for layer in self.layers:
+                # an in-place activation must not change what is kept
+                out = layer(y.clone() if getattr(layer, "inplace", False) else y)
+                self._kept.append((layer, y, out))
+                y = out
+        return y if torch.is_grad_enabled() else y.detach()
 
     def backward(self, grad_output, hess_output, gauss_newton=False):
         """Leave the gradient in .grad and the HesScale diagonal in .hess of every parameter that is trained.
@@ -160,18 +155,21 @@ class HesScale(nn.Module):
         """
         if not self._kept:
             raise RuntimeError("HesScale.backward needs the inputs of a forward pass: call forward first")
-        x = self._kept[0][1]
+        out = self._kept[-1][-1]
         g, h = (
-            d if d is None else torch.as_tensor(d, dtype=x.dtype, device=x.device).detach()
+            d if d is None else torch.as_tensor(d, dtype=out.dtype, device=out.device).detach()
             for d in (grad_output, hess_output)
         )
         for name, d in ("grad_output", g), ("hess_output", h):
-            if d is not None and d.shape != self._output:
-                raise ValueError(f"{name} has shape {list(d.shape)}; expected {list(self._output)}")
+            if d is not None and d.shape != out.shape:
+                raise ValueError(f"{name} has shape {list(d.shape)}; expected {list(out.shape)}")
         for p in self.parameters():
             p.grad = p.hess = None
-        for layer, x, factor in reversed(self._kept):
-            g, h = RULES[type(layer)](layer, x, factor, g, h, gauss_newton)
+        for layer, x, out in reversed(self._kept):
+            g, h = RULES[type(layer)](layer, x, out, g, h, gauss_newton)
         for p in self.parameters():
-            if getattr(p, "hess", None) is not None:
+            if p.hess is not None:
                 p.hess.curvature = "HesScaleGN" if gauss_newton else "HesScale"
+
+    def __getstate__(self):  # of copies and pickles, which can't hold a graph
+        return self.__dict__ | {"_kept": []}
