@@ -45,6 +45,7 @@ def find_runs(pattern="runs/*"):
 def read_archives():
     """The runs in the repository's archives, as find_runs returns those in folders."""
     runs = {}
+    csv.field_size_limit(2**31 - 1)  # a run may have more evaluations than fit in the usual 131,072 characters
     for path in sorted(glob.glob(ARCHIVES)):
         try:
             with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
@@ -52,8 +53,9 @@ def read_archives():
                     script, args = json.loads(row["key"])
                     status = {"script": script, "args": args, "total_timesteps": args["total_timesteps"]}
                     status["seconds"] = float(row["seconds"] or "nan")
-                    runs[identity(script, (defaults(script) or {}) | args)] = row["state"], path, status
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+                    if row["state"] in DONE:
+                        runs[identity(script, (defaults(script) or {}) | args)] = row["state"], path, status
+        except Exception as error:  # whatever a damaged file makes gzip, zlib, csv or json raise
             fail(f"{path}: is not an archive that can be read ({error}); restore it, or leave it out by --no-archive")
     return runs
 

@@ -91,15 +91,26 @@ def read_grid(name):
     return [{key: v if isinstance(v, list) else [v] for key, v in table.items()} for table in tables]
 
 
+def convert(flag, value, kind):
+    """A flag's value as one of type `kind`: TOML has no tuples, and may write a float without a point."""
+    kinds = get_args(kind) or (kind,)
+    wanted = " or ".join(k.__name__ for k in kinds if k is not type(None))
+    if get_origin(kind) is tuple:
+        wanted = kind
+        if isinstance(value, list | tuple) and len(value) == len(kinds):
+            return tuple(convert(flag, *pair) for pair in zip(value, kinds, strict=True))
+    elif type(value) in kinds:
+        return value
+    elif type(value) is int and float in kinds:
+        return float(value)
+    fail(f"{flag} {value!r}: must be of type {wanted}")
+
+
 def typed(flag, values, kind):
     """The values of a flag, which has the type `kind`; ends the program with one line if they are no such values."""
-    kinds = (tuple,) if get_origin(kind) is tuple else get_args(kind) or (kind,)
-    if kinds == (tuple,):  # which TOML does not have
-        values = [tuple(v) if isinstance(v, list) else v for v in ([values] if type(values[0]) is float else values)]
-    values = [float(v) if type(v) is int and float in kinds else v for v in values]
-    for value in values:
-        if type(value) not in kinds:
-            fail(f"{flag} {value!r}: must be of type {' or '.join(k.__name__ for k in kinds if k is not type(None))}")
+    if get_origin(kind) is tuple and not isinstance(values[0], list | tuple):
+        values = [values]  # betas = [0.9, 0.999] is one value
+    values = [convert(flag, value, kind) for value in values]
     if len({*values}) < len(values):
         fail(f"{flag} {' '.join(map(str, values))}: names a value twice")
     return values
@@ -110,7 +121,9 @@ def expand(table, where):
     flag = lambda name: f"{where}--{name.replace('_', '-')}"  # noqa: E731
     if empty := [name for name, values in table.items() if not values]:
         fail(f"{flag(empty[0])} has no values")
-    (selection,) = typed(f"{where}selection", table.get("selection", [False]), bool)
+    selection, *more = typed(f"{where}selection", table.get("selection", [False]), bool)
+    if more:
+        fail(f"{where}selection {selection} {more[0]}: must be true or false; give each a table of its own")
     agents = typed(flag("agent"), table.get("agent", []), str) or fail(f"{flag('agent')} is missing: name {AGENTS}")
     for module in map(load_agent, agents):
         types = {field.name: field.type for field in fields(module.Args) if field.name != "resume"}

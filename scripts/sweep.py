@@ -20,6 +20,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -104,16 +105,19 @@ class Local:
             release(held)
 
     def run_cell(self, cell):
-        process = subprocess.Popen(
-            [sys.executable, cell.script, *cell.flags(), "--resume", "auto"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
-            env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,  # Ctrl-C comes through on_signal alone
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # and so on Windows
-        )  # fmt: skip
-        self.running[process] = cell, time.time()
-        lines = process.communicate()[1].strip().splitlines()
-        _, start = self.running.pop(process)
-        code = process.returncode
+        # no pipe: it would break with this process, and stay open as long as W&B's process, which inherits it
+        with tempfile.TemporaryFile("w+", errors="replace") as errors:
+            process = subprocess.Popen(
+                [sys.executable, cell.script, *cell.flags(), "--resume", "auto"],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+                env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,  # Ctrl-C comes by on_signal alone
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # and so on Windows
+            )  # fmt: skip
+            self.running[process] = cell, time.time()
+            code = process.wait()
+            _, start = self.running.pop(process)
+            errors.seek(0)
+            lines = errors.read().strip().splitlines()
         state = {0: "finished", DIVERGED: "diverged", INTERRUPTED: "interrupted"}.get(code, "failed")
         if self.stop is not None and code == -signal.SIGTERM:  # before it could begin
             state = "interrupted"

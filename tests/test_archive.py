@@ -1,5 +1,6 @@
 """An archive holds what its runs came to, and outlives them."""
 
+import csv
 import glob
 import gzip
 import json
@@ -211,6 +212,46 @@ def test_a_damaged_archive_ends_a_sweep_before_it_begins(study, monkeypatch, con
     else:
         assert read_archives() == {}
     assert path.read_bytes() == content and not list(study.glob("runs/*"))
+
+
+@pytest.mark.parametrize("at", [0.1, 0.5, 0.9])
+def test_a_damaged_byte_of_an_archive_is_one_line(study, at):
+    make(study, 1)
+    add(study)
+    path = study / "results/mine/runs.csv.gz"
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 0x55
+    path.write_bytes(content)
+    with pytest.raises(SystemExit, match=r"runs\.csv\.gz: is not an archive that can be read .*--no-archive"):
+        read_archives()
+
+
+def rewrite(study, **columns):
+    """Change columns of all rows of the archive."""
+    path = study / "results/mine/runs.csv.gz"
+    with gzip.open(path, "rt", newline="") as file:
+        rows = [row | columns for row in csv.DictReader(file)]
+    with gzip.open(path, "wt", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_an_archived_run_may_have_any_number_of_evaluations(study):
+    make(study, 1)
+    add(study)
+    rewrite(study, evaluations=json.dumps({1000 * i: -1234.5 for i in range(10_000)}))
+    ((state, _, status),) = read_archives().values()
+    assert state == "finished" and status["seconds"] == 90
+
+
+def test_an_archived_run_that_has_not_ended_is_not_done(study, monkeypatch, capsys):
+    make(study, 1)
+    add(study)
+    shutil.rmtree(study / "runs")
+    rewrite(study, state="interrupted")
+    states, last = dry_run(monkeypatch, capsys)
+    assert states == ["not begun"] * 4 and last.startswith("4 runs: 4 not begun; left: ")
 
 
 @pytest.mark.parametrize("role", ["true", "false"])

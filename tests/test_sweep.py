@@ -29,6 +29,7 @@ import sweep
 from done import duration, estimate, find_runs
 from grid import agent_name, load_agent, read_cells, write_cells
 
+GRID = "[[grid]]\nagent = 'ppo'\n"
 DRIFT = "--env-id toy_envs:Drift-v0 --num-steps 128 --checkpoint-interval 1024 --save-model True".split()
 
 
@@ -111,6 +112,26 @@ def test_a_cells_command_line_gives_the_cells_arguments(monkeypatch):
         assert parse_args(load_agent("ppo").Args) == cell.args
 
 
+@pytest.mark.parametrize(
+    "given, betas",
+    [
+        ("[0.9, 0.9]", [(0.9, 0.9)]),
+        ("[0, 0.9]", [(0.0, 0.9)]),
+        ("[[0.9, 0.9], [0.9, 0.999]]", [(0.9, 0.9), (0.9, 0.999)]),
+        ("[[0, 0.9]]", [(0.0, 0.9)]),
+    ],
+)
+def test_pairs_are_the_same_cells_from_a_file_and_a_command_line(tmp_path, monkeypatch, given, betas):
+    (tmp_path / "grid.toml").write_text(f"{GRID}betas = {given}\n")
+    keys = [*read_cells([str(tmp_path / "grid.toml")])]
+    words = [str(beta) for pair in betas for beta in pair]
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--agent", "ppo", "--betas", *words])
+    parsed = parse_args(dataclasses.make_dataclass("Args", sweep.sweep_flags(), bases=(sweep.Sweep,)))
+    assert parsed.betas == tuple(betas) and [*read_cells([], {"agent": ["ppo"], "betas": parsed.betas})] == keys
+    # JSON has no tuples, and tells 0 from 0.0
+    assert [json.dumps(json.loads(key)[1]["betas"]) for key in keys] == [json.dumps(pair) for pair in betas]
+
+
 def test_written_cells_are_read_as_they_were(tmp_path):
     cells = read_cells([], UNUSUAL | {"agent": ["ppo"]})
     write_cells(tmp_path / "cells.toml", cells.values())
@@ -118,14 +139,14 @@ def test_written_cells_are_read_as_they_were(tmp_path):
     assert [cell.args for cell in again.values()] == [cell.args for cell in cells.values()] and len(again) == 4
 
 
-GRID = "[[grid]]\nagent = 'ppo'\n"
+FIRST_GRID = min(name.removesuffix(".toml") for name in os.listdir(ROOT / "scripts/grids"))
 
 
 @pytest.mark.parametrize(
     "grid, flags, message",
     [
-        ("", "", "error: an empty grid: name a grid file (a2c_agents, figure7, "),
-        ("", "nothing", "nothing: there is no such grid file; name a TOML file or one of a2c_agents, figure7, "),
+        ("", "", f"error: an empty grid: name a grid file ({FIRST_GRID}, "),
+        ("", "nothing", f"nothing: there is no such grid file; name a TOML file or one of {FIRST_GRID}, "),
         ("", "--env-id Hopper-v4", "--agent is missing: name ppo, a2c or the path of a script"),
         ("", "--agent dqn", "--agent dqn: choose ppo, a2c or the path of a script"),
         ("", "--agent ../conftest.py", "--agent ../conftest.py: choose ppo, a2c or the path"),
@@ -146,6 +167,13 @@ GRID = "[[grid]]\nagent = 'ppo'\n"
         (GRID + "resume = 'auto'", "grid.toml", "grid.toml: --resume: is not a flag that a sweep of"),
         (GRID + "seed = [1, '2']", "grid.toml", "grid.toml: --seed '2': must be of type int"),
         (GRID + "norm_obs = 1", "grid.toml", "grid.toml: --norm-obs 1: must be of type bool"),
+        (GRID + "betas = 0.9", "grid.toml", "grid.toml: --betas [0.9]: must be of type tuple[float, float]"),
+        (GRID + "betas = [0.9, 0.9, 0.9]", "grid.toml", "--betas [0.9, 0.9, 0.9]: must be of type tuple[float, float]"),
+        (GRID + "betas = [[0.9, 0.9], [0.9]]", "grid.toml", "--betas [0.9]: must be of type tuple[float, float]"),
+        (GRID + "betas = [['a', 0.9]]", "grid.toml", "grid.toml: --betas 'a': must be of type float"),
+        (GRID + "betas = [0.9, [0.9, 0.9]]", "grid.toml", "grid.toml: --betas [0.9, 0.9]: must be of type float"),
+        (GRID + "betas = [[0, 0.9], [0.0, 0.9]]", "grid.toml", "--betas (0.0, 0.9) (0.0, 0.9): names a value twice"),
+        (GRID + "selection = [true, false]", "grid.toml", "grid.toml: selection True False: must be true or false"),
         ("agent = 'ppo'", "grid.toml", "grid.toml: must consist of [[grid]] tables, not of agent"),
         ("[grid]\nagent = 'ppo'", "grid.toml", "grid.toml: must consist of [[grid]] tables"),
         ("[[grid]\n", "grid.toml", "grid.toml: can't be read as TOML"),
@@ -263,6 +291,36 @@ def test_runs_are_one_thread_each_and_no_more_than_asked_for(tmp_path, monkeypat
     assert len(told) == 8 and {threads for threads, _ in told} == {"1"}
     begins_and_ends = sorted((float(at), 1 - 2 * (n % 2)) for n, (_, at) in enumerate(told))
     assert max(itertools.accumulate(change for _, change in begins_and_ends)) == 2
+
+
+def own_agent(folder, monkeypatch, *lines):
+    """Write own.py, A2C that runs these lines at its end."""
+    script = (ROOT / "a2c_hesscale.py").read_text()
+    (folder / "own.py").write_text(script + "".join(f"    {line}\n" for line in lines))
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+    return ["--agent", "own.py", "--env-id", "toy_envs:Toggle-v0", "--total-timesteps", 5, "--local", 1]
+
+
+def test_a_process_that_outlives_its_run_does_not_hold_up_the_sweep(tmp_path, monkeypatch):
+    """As W&B's does, which inherits the run's stderr."""
+    leave = "open('left', 'w').write(str(subprocess.Popen(['sleep', '600']).pid))"
+    process = start(tmp_path, *own_agent(tmp_path, monkeypatch, "import subprocess", leave))
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        os.kill(int((tmp_path / "left").read_text()), signal.SIGKILL)
+    assert process.returncode == 0 and "1 runs: 1 finished" in out, out + err
+
+
+def test_a_run_whose_sweep_is_killed_can_still_warn(tmp_path, monkeypatch):
+    wait = "while not os.path.exists('killed'): time.sleep(0.1)"
+    lines = "import sys", "open('begun', 'w')", wait, "print('late', file=sys.stderr, flush=True)", "open('end', 'w')"
+    process = start(tmp_path, *own_agent(tmp_path, monkeypatch, *lines))
+    wait_for((tmp_path / "begun").exists, process)
+    process.kill()
+    process.communicate()
+    (tmp_path / "killed").touch()
+    wait_until((tmp_path / "end").exists, 20)
 
 
 def test_the_time_left_is_judged_by_the_runs_most_alike():
