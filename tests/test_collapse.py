@@ -76,6 +76,11 @@ def test_a_loss_may_be_made_up_for():
     assert lost[25:50].sum() == 0 and lost[54:75].all() and not lost[79:].any() and kept == 1
 
 
+def test_a_loss_is_measured_by_the_peak_so_far_and_not_by_one_to_come():
+    # 14 of the first peak's 60, more than its fifth of 12 and less than the later peak's of 20
+    assert first(stability.losses(steps(0, 60, 46, 100), 0.0)[0]) == 54
+
+
 def test_noise_on_the_first_rise_is_no_loss():
     """A peak counts once it is half as high as the highest."""
     assert not stability.losses(steps(0, 49, 20, 100), 0.0)[0].any()
