@@ -289,6 +289,15 @@ def value_loss(value, returns, old_value=None, clip_coef=None):
     return Loss(0.5 / batch * squared.sum(), constant(error) * hess, hess)
 
 
+def squared_error_loss(output, targets):
+    """Half the squared error of several outputs, the mean over the batch of 1/2 |y - t|^2, [B, out], as a Loss."""
+    namespace(output, targets)
+    check_shapes((len(output), output.shape[-1]), output=output)
+    check_shapes(output.shape, targets=targets)
+    error, batch = output - targets, len(output)
+    return Loss(0.5 / batch * (error * error).sum(), constant(error) / batch, constant(error * 0 + 1 / batch))
+
+
 # ---- 3. Optimizers (Section 5) -----------------------------------------------------------------------------
 
 KINDS = {  # by name: whose square the second moment averages, and which diagonal .hess must be

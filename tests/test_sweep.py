@@ -139,14 +139,11 @@ def test_written_cells_are_read_as_they_were(tmp_path):
     assert [cell.args for cell in again.values()] == [cell.args for cell in cells.values()] and len(again) == 4
 
 
-FIRST_GRID = min(name.removesuffix(".toml") for name in os.listdir(ROOT / "scripts/grids"))
-
-
 @pytest.mark.parametrize(
     "grid, flags, message",
     [
-        ("", "", f"error: an empty grid: name a grid file ({FIRST_GRID}, "),
-        ("", "nothing", f"nothing: there is no such grid file; name a TOML file or one of {FIRST_GRID}, "),
+        ("", "", "error: an empty grid: name a grid file (a2c_agents, figure7, "),
+        ("", "nothing", "nothing: there is no such grid file; name a TOML file or one of a2c_agents, figure7, "),
         ("", "--env-id Hopper-v4", "--agent is missing: name ppo, a2c or the path of a script"),
         ("", "--agent dqn", "--agent dqn: choose ppo, a2c or the path of a script"),
         ("", "--agent ../conftest.py", "--agent ../conftest.py: choose ppo, a2c or the path"),
@@ -434,7 +431,7 @@ def test_slurm_with_a_requeue_ends_as_the_local_sweep(tmp_path, slurm):
     first = jobs[0][0]
     assert "Comment=a b" in slurm("scontrol", "show", "job", first)
     _, out, _ = run(there, *grid, "--slurm", "--mem", "600M")
-    assert "4 runs: 4 queued" in out and "nothing to submit" in out
+    assert "not begun" not in out and "queued" in out and out.endswith("nothing to submit\n")
 
     begun = lambda: [f for f in runs(there) if glob.glob(f"{f}/checkpoint.pt")]  # noqa: E731
     wait_until(lambda: len(begun()) == 2)

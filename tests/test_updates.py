@@ -745,6 +745,9 @@ RUNS = [
     ("ppo", "gaussian", dict(optimizer="adam", reset_step=True, betas=(0.9, 0.9))),
     ("a2c", "state-dependent gaussian", dict(optimizer="sgd", orthogonal_init=False, time_feature=True) | SHORT),
     ("a2c", "softmax", dict(optimizer="sgd", max_grad_norm=0.2, norm_obs=False, norm_reward=False) | SHORT),
+    ("a2c", "gaussian", dict(optimizer="scaled-adam", betas=(0.8, 0.95), critic_ggn=True) | SHORT),
+    ("a2c", "gaussian", dict(optimizer="scaled-adahesscale", delta=1e-6, fisher=True) | SHORT),
+    ("ppo", "softmax", dict(optimizer="scaled-adam", delta=1e-6, fisher=True)),
 ]
 
 

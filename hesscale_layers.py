@@ -1,0 +1,175 @@
+"""HesScale for feed-forward networks of torch layers: convolutions, pooling, dropout and smooth activations.
+
+    net = HesScale(nn.Sequential(nn.Conv2d(1, 8, 5), nn.ELU(), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(1152, 10)))
+    optimizer = make_optimizer("adahesscale", net.parameters(), lr=1e-3)
+    loss, grad, hess = cross_entropy_loss(net(x), targets)
+    net.backward(grad, hess)  # leaves .grad and .hess on every parameter
+    optimizer.step()
+
+TanhMLP in hesscale_core.py is the fast way for the agents' networks; this is the general one (Appendix F). Each kind of
+layer has a rule in RULES, to which RULES[MyLayer] = ... adds one. With J the layer's Jacobian and h the diagonal at its
+output, every rule carries h to the input as (J * J)^T h, and adds f'' g where a layer is not linear. So the diagonal is
+exact at the last layer if that is linear and uses each weight once, as nn.Linear does; at layers below it, if the
+Hessian with respect to their outputs is diagonal. It is never exact for a kernel that is used at several positions,
+because the terms between positions are dropped.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+
+def vjp(output, inputs, v, create_graph=False):
+    """Return J^T v for each of `inputs`, from the graph that made `output` of them."""
+    options = dict(retain_graph=True, create_graph=create_graph, materialize_grads=True)
+    return torch.autograd.grad(output, inputs, v, **options) if inputs else ()
+
+
+def weighted(layer, x, out, g, h, gauss_newton):
+    """Linear and convolution: J has the weights, so that J * J is the same layer's with squared weights (Eq. 3, 4)."""
+    trained = {name: p for name, p in layer.named_parameters(recurse=False) if p.requires_grad}
+    g, *grads = vjp(out, [x, *trained.values()], g)
+    hesses = [None] * len(trained)
+    if h is not None:  # d out / d weight is x, so x * x takes its place; and 1 is the bias's
+        squares = {name: (p * p).detach().requires_grad_() for name, p in layer.named_parameters(recurse=False)}
+        x = (x * x).detach().requires_grad_()
+        h, *hesses = vjp(functional_call(layer, squares, (x,)), [x, *map(squares.get, trained)], h)
+    for p, grad, hess in zip(trained.values(), grads, hesses, strict=True):
+        p.grad, p.hess = grad, hess
+    return g, h
+
+
+def elementwise(layer, x, out, g, h, gauss_newton):
+    """Activations f: g <- f' g and h <- f'^2 h + f'' g, of which HesScaleGN drops the last term (Eq. 2, 4)."""
+    second_order = h is not None and not gauss_newton
+    (slope,) = vjp(out, [x], torch.ones_like(out), create_graph=second_order)
+    if h is not None:
+        h = slope.detach() ** 2 * h
+    if second_order and slope.requires_grad:
+        h = h + vjp(slope, [x], torch.ones_like(slope))[0] * g
+    return slope.detach() * g, h
+
+
+def selecting(layer, x, out, g, h, gauss_newton):
+    """Max pooling, padding and reshaping: J has zeros and ones, so J * J = J; windows that overlap add."""
+    return vjp(out, [x], g)[0], None if h is None else vjp(out, [x], h)[0]
+
+
+def averaging(layer, x, out, g, h, gauss_newton):
+    """Average pooling: J has 1 / n for each of a window's n inputs, so J * J has 1 / n^2: h / k^4 for k x k windows."""
+    return vjp(out, [x], g)[0], None if h is None else vjp(out, [x], window_weight(layer, x) * h)[0]
+
+
+def scaling(layer, x, out, g, h, gauss_newton):
+    """Dropout: J is diagonal, with the factor of each input, 0 or 1 / (1 - p), which is applied to h twice."""
+    return vjp(out, [x], g)[0], None if h is None else vjp(out, [x], vjp(out, [x], h)[0])[0]
+
+
+def window_weight(layer, x):
+    """Return what average pooling multiplies each of a window's inputs with, a tensor like one channel's output."""
+    one = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
+    if isinstance(layer, ADAPTIVE):  # the window of output i is from floor(i m / n) to ceil((i + 1) m / n)
+        weight = one.new_ones(())
+        for m, n in zip(x.shape[2:], layer(one).shape[2:], strict=True):
+            size = [math.ceil((i + 1) * m / n) - i * m // n for i in range(n)]
+            weight = weight[..., None] / torch.tensor(size, dtype=x.dtype, device=x.device)
+        return weight
+    if isinstance(layer, nn.AvgPool1d):
+        sides = [
+            (1, *side) if i < 2 else (0, *side)
+            for i, side in enumerate((layer.kernel_size, layer.stride, layer.padding))
+        ]
+        inputs = F.avg_pool2d(one[:, :, None], *sides, layer.ceil_mode, divisor_override=1)[:, :, 0]
+    else:
+        pool = F.avg_pool2d if isinstance(layer, nn.AvgPool2d) else F.avg_pool3d
+        inputs = pool(one, layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, divisor_override=1)
+    return layer(one) / inputs  # the mean of ones, of which padding is none, over their number
+
+
+ADAPTIVE = nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d
+RULES = (
+    dict.fromkeys((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d), weighted)
+    | dict.fromkeys(
+        (nn.Tanh, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Softplus), elementwise
+    )
+    | dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten, nn.Unflatten, nn.Identity), selecting)
+    | dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d), selecting)
+    | dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, *ADAPTIVE), averaging)
+    | dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), scaling)
+)
+
+
+class HesScale(nn.Module):
+    """A network that backpropagates a gradient and a Hessian diagonal through the layers of an nn.Sequential.
+
+    `model` may contain further nn.Sequentials; its parameters are those of this network. Raises TypeError for a layer
+    without a rule, and ValueError for one that is used twice.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self._kept = model, []
+        self.layers = list(self._layers_of(model, "model"))
+        if len({*map(id, self.layers)}) < len(self.layers):
+            raise ValueError("a layer is used twice: give each place a layer of its own")
+
+    def _layers_of(self, module, place):
+        if type(module) is nn.Sequential:
+            for name, layer in module._modules.items():
+                yield from self._layers_of(layer, f"{place}.{name}")
+        elif type(module) not in RULES:
+            add = "hesscale_layers.RULES[type] = a function like `elementwise` adds one"
+            raise TypeError(f"{place} is a {type(module).__name__}, for which HesScale has no rule: {add}")
+        elif getattr(module, "return_indices", False):
+            raise TypeError(f"{place} returns indices, which no next layer takes: leave return_indices out")
+        else:
+            yield module
+
+    def forward(self, x):
+        """Return the output for a batch of inputs `x` [B, ...].
+
+        It is differentiable by autograd, which frees the graph that backward needs unless retain_graph=True.
+        """
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"input is a {type(x).__name__}; expected a torch tensor")
+        self._kept = []
+        with torch.enable_grad():  # backward goes back through each layer's part of this graph
+            y = x if x.requires_grad else x.detach().requires_grad_()
+            for layer in self.layers:
+                # an in-place activation must not change what is kept
+                out = layer(y.clone() if getattr(layer, "inplace", False) else y)
+                self._kept.append((layer, y, out))
+                y = out
+        return y if torch.is_grad_enabled() else y.detach()
+
+    def backward(self, grad_output, hess_output, gauss_newton=False):
+        """Leave the gradient in .grad and the HesScale diagonal in .hess of every parameter that is trained.
+
+        Overwrites both; nothing accumulates. The loss is that of the last call of forward (RuntimeError if there was
+        none); `grad_output` and `hess_output` are its derivatives with respect to the output, dL/da and the diagonal
+        d2L/da^2, of the output's shape (else ValueError), with the 1/B of a mean over the batch. A `hess_output` of
+        None asks for the gradient alone; `gauss_newton` drops the second derivatives of activations (HesScaleGN).
+        """
+        if not self._kept:
+            raise RuntimeError("HesScale.backward needs the inputs of a forward pass: call forward first")
+        out = self._kept[-1][-1]
+        g, h = (
+            d if d is None else torch.as_tensor(d, dtype=out.dtype, device=out.device).detach()
+            for d in (grad_output, hess_output)
+        )
+        for name, d in ("grad_output", g), ("hess_output", h):
+            if d is not None and d.shape != out.shape:
+                raise ValueError(f"{name} has shape {list(d.shape)}; expected {list(out.shape)}")
+        for p in self.parameters():
+            p.grad = p.hess = None
+        for layer, x, out in reversed(self._kept):
+            g, h = RULES[type(layer)](layer, x, out, g, h, gauss_newton)
+        for p in self.parameters():
+            if p.hess is not None:
+                p.hess.curvature = "HesScaleGN" if gauss_newton else "HesScale"
+
+    def __getstate__(self):  # of copies and pickles, which can't hold a graph
+        return self.__dict__ | {"_kept": []}

@@ -1,0 +1,367 @@
+"""HesScale of torch layers: gradients are autograd's, diagonals a literal recursion's, exact where that is claimed."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.autograd.functional import jacobian
+
+import hesscale_layers
+from hesscale_core import TanhMLP, cross_entropy_loss, make_optimizer, squared_error_loss, value_loss
+from hesscale_layers import HesScale
+
+PHI = lambda x: np.exp(-x * x / 2) / math.sqrt(2 * math.pi)  # noqa: E731
+CDF = np.vectorize(lambda x: 0.5 * (1 + math.erf(x / math.sqrt(2))))
+LOGISTIC = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+# first and second derivative of each activation, written down by hand
+ACTIVATIONS = {
+    "Tanh": (nn.Tanh(), lambda x: 1 - np.tanh(x) ** 2, lambda x: -2 * np.tanh(x) * (1 - np.tanh(x) ** 2)),
+    "ReLU": (nn.ReLU(inplace=True), lambda x: 1.0 * (x > 0), lambda x: 0 * x),
+    "LeakyReLU": (nn.LeakyReLU(0.2), lambda x: np.where(x > 0, 1, 0.2), lambda x: 0 * x),
+    "ELU": (nn.ELU(0.7), lambda x: np.where(x > 0, 1, 0.7 * np.exp(x)), lambda x: np.where(x > 0, 0, 0.7 * np.exp(x))),
+    "SELU": (
+        nn.SELU(),
+        lambda x: SELU_SCALE * np.where(x > 0, 1, SELU_ALPHA * np.exp(x)),
+        lambda x: SELU_SCALE * np.where(x > 0, 0, SELU_ALPHA * np.exp(x)),
+    ),
+    "Sigmoid": (
+        nn.Sigmoid(),
+        lambda x: LOGISTIC(x) * LOGISTIC(-x),
+        lambda x: LOGISTIC(x) * LOGISTIC(-x) * (1 - 2 * LOGISTIC(x)),
+    ),
+    "SiLU": (
+        nn.SiLU(),
+        lambda x: LOGISTIC(x) * (1 + x * LOGISTIC(-x)),
+        lambda x: LOGISTIC(x) * LOGISTIC(-x) * (2 + x * (1 - 2 * LOGISTIC(x))),
+    ),
+    "GELU": (nn.GELU(), lambda x: CDF(x) + x * PHI(x), lambda x: (2 - x * x) * PHI(x)),
+    "Softplus": (nn.Softplus(2.0), lambda x: LOGISTIC(2 * x), lambda x: 2 * LOGISTIC(2 * x) * LOGISTIC(-2 * x)),
+}
+
+
+def literal(model, x, grad, hess, gauss_newton=False):
+    """Eq. 1-4 with each layer's whole Jacobian matrix, sample by sample: [(grad, hess) of each parameter] as numpy."""
+    layers, parameters = [m for m in model.modules() if not isinstance(m, nn.Sequential)], list(model.parameters())
+    found = {p: [np.zeros(p.shape), np.zeros(p.shape)] for p in parameters}
+    for sample, g, h in zip(x, grad.numpy(), hess.numpy(), strict=True):
+        inputs = [sample[None]]
+        for layer in layers:
+            inputs.append(layer(inputs[-1].clone()).detach())
+        for layer, value in zip(reversed(layers), inputs[-2::-1], strict=True):
+            g, h = g.reshape(-1), h.reshape(-1)
+            for name, p in layer.named_parameters():
+
+                def call(w, layer=layer, name=name, value=value):
+                    return torch.func.functional_call(layer, {name: w}, (value,))
+
+                J = jacobian(call, p.detach()).reshape(len(g), p.numel()).numpy()
+                found[p][0] += (J.T @ g).reshape(p.shape)
+                found[p][1] += ((J * J).T @ h).reshape(p.shape)
+            if type(layer).__name__ in ACTIVATIONS:
+                _, first, second = ACTIVATIONS[type(layer).__name__]
+                a = value.numpy().reshape(-1)
+                g, h = first(a) * g, first(a) ** 2 * h + (0 if gauss_newton else second(a) * g)
+            else:
+                J = jacobian(lambda v, layer=layer: layer(v), value).reshape(len(g), -1).numpy()
+                g, h = J.T @ g, (J * J).T @ h
+    return [found[p] for p in parameters]
+
+
+def check(model, x, gauss_newton=False):
+    """Compare gradients with autograd's and diagonals with the literal recursion's, for a random loss."""
+    net = HesScale(model)
+    out = net(x)
+    grad, hess = torch.randn_like(out.detach()), torch.randn_like(out.detach())
+    expected = torch.autograd.grad(out, list(model.parameters()), grad, retain_graph=True)
+    net.backward(grad, hess, gauss_newton)
+    for p, g, (literal_g, literal_h) in zip(
+        net.parameters(), expected, literal(model, x, grad, hess, gauss_newton), strict=True
+    ):
+        torch.testing.assert_close(p.grad, g)
+        np.testing.assert_allclose(p.grad.numpy(), literal_g, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(p.hess.numpy(), literal_h, rtol=1e-7, atol=1e-9)
+        assert p.hess.curvature == ("HesScaleGN" if gauss_newton else "HesScale")
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+LAYERS = {
+    "linear": (nn.Linear(6, 4), (6,)),
+    "linear without bias": (nn.Linear(6, 4, bias=False), (6,)),
+    "conv1d": (nn.Conv1d(2, 4, 3, stride=2, padding=1, dilation=2, groups=2), (2, 9)),
+    "conv2d": (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2), (4, 7, 6)),
+    "conv2d same": (nn.Conv2d(2, 2, 3, padding="same", bias=False), (2, 4, 5)),
+    "conv3d": (nn.Conv3d(1, 2, 2), (1, 3, 3, 3)),
+    "max pooling that overlaps": (nn.MaxPool2d(3, 2, padding=1, ceil_mode=True), (2, 6, 5)),
+    "max pooling 1d": (nn.MaxPool1d(2, dilation=2), (2, 8)),
+    "avg pooling": (nn.AvgPool2d(2), (2, 4, 6)),
+    "avg pooling that overlaps": (nn.AvgPool2d(3, 2, padding=1), (2, 6, 5)),
+    "avg pooling of what is there": (
+        nn.AvgPool2d((3, 2), 2, padding=1, ceil_mode=True, count_include_pad=False),
+        (2, 6, 5),
+    ),
+    "avg pooling with a divisor": (nn.AvgPool2d(2, divisor_override=3), (1, 4, 4)),
+    "avg pooling 1d": (nn.AvgPool1d(3, 2, padding=1, ceil_mode=True), (2, 8)),
+    "avg pooling 3d": (nn.AvgPool3d(2), (1, 4, 4, 2)),
+    "adaptive": (nn.AdaptiveAvgPool2d((3, 2)), (2, 7, 5)),
+    "adaptive 1d": (nn.AdaptiveAvgPool1d(3), (2, 7)),
+    "zero padding": (nn.ZeroPad2d((1, 0, 2, 1)), (2, 3, 3)),
+    "flatten": (nn.Flatten(), (2, 3)),
+    "identity": (nn.Identity(), (5,)),
+}
+
+
+@pytest.mark.parametrize("gauss_newton", [False, True])
+@pytest.mark.parametrize("name", [*LAYERS, *ACTIVATIONS])
+def test_each_layer_alone(name, gauss_newton):
+    layer, shape = LAYERS[name] if name in LAYERS else (ACTIVATIONS[name][0], (6,))
+    layer, x = copy.deepcopy(layer).double(), torch.randn(3, *shape)
+    first = nn.Conv1d(shape[0], shape[0], 1) if len(shape) == 2 else nn.Identity()
+    first = {1: nn.Linear(shape[0], shape[0]), 3: nn.Conv2d(shape[0], shape[0], 1)}.get(len(shape), first)
+    width = layer(first(x)).flatten(1).shape[1]
+    check(nn.Sequential(first, layer, nn.Sequential(nn.Flatten(), nn.Linear(width, 3))), x, gauss_newton)
+
+
+stack = st.lists(
+    st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(0, 1), st.integers(1, 2), st.sampled_from([1, 2]),
+              st.sampled_from(sorted(ACTIVATIONS)), st.sampled_from(["max", "avg", "none"])),
+    min_size=1, max_size=3,
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(stack, st.integers(1, 3), st.booleans(), st.integers(0, 99))
+def test_random_stacks(stack, batch, gauss_newton, seed):
+    torch.manual_seed(seed)
+    layers, size, channels = [], 7, 2
+    for kernel, stride, padding, dilation, groups, activation, pool in stack:
+        layers.append(nn.Conv2d(channels, 2, kernel, stride, padding, dilation, groups))
+        size = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        assume(size >= 1)
+        layers.append(copy.deepcopy(ACTIVATIONS[activation][0]))
+        if pool != "none" and size >= 2:
+            layers.append(nn.MaxPool2d(2, 1) if pool == "max" else nn.AvgPool2d(2, 1))
+            size -= 1
+    layers += [nn.Flatten(), nn.Linear(channels * size * size, 3)]
+    check(nn.Sequential(*layers), torch.randn(batch, 2, 7, 7), gauss_newton)
+
+
+def exact_diagonal(model, loss):
+    """The diagonal of autograd's full Hessian, for each parameter."""
+    parameters, found = list(model.parameters()), []
+    grads = torch.autograd.grad(loss, parameters, create_graph=True)
+    for p, grad in zip(parameters, grads, strict=True):
+        rows = [torch.autograd.grad(g, p, retain_graph=True)[0].reshape(-1)[i] for i, g in enumerate(grad.reshape(-1))]
+        found.append(torch.stack(rows).reshape(p.shape))
+    return found
+
+
+def test_the_last_linear_layer_is_exact():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ELU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3))
+    net, x, targets = HesScale(model), torch.randn(5, 1, 6, 6), torch.randn(5, 3)
+    loss, grad, hess = squared_error_loss(net(x), targets)
+    exact = exact_diagonal(model, loss)
+    net.backward(grad, hess)
+    for p, diagonal in list(zip(net.parameters(), exact, strict=True))[-2:]:
+        torch.testing.assert_close(p.hess, diagonal)
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool1d(2), nn.AvgPool1d(2)])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_layer_is_exact_where_all_hessians_are_diagonal(name, pool):
+    """One unit a layer, and pooling over windows that do not overlap, of inputs that have weights of their own."""
+    activation = lambda: copy.deepcopy(ACTIVATIONS[name][0])  # noqa: E731
+    model = nn.Sequential(nn.Linear(1, 1), activation(), nn.Linear(1, 1), activation(), nn.Linear(1, 1))
+    net, x = HesScale(model), torch.randn(4, 1)
+    loss, grad, hess = value_loss(net(x), torch.randn(4, 1))
+    exact = exact_diagonal(model, loss)
+    net.backward(grad, hess)
+    for p, diagonal in zip(net.parameters(), exact, strict=True):
+        torch.testing.assert_close(p.hess, diagonal)
+    # the diagonal in front of a pool whose windows are apart is that of autograd's Hessian, too
+    model = nn.Sequential(
+        nn.Conv1d(4, 4, 1, groups=4), nn.Unflatten(1, (1, 4)), nn.Flatten(1), nn.Unflatten(1, (1, 4)), pool
+    )
+    net, x = HesScale(model), torch.randn(3, 4, 1)
+    loss, grad, hess = squared_error_loss(net(x)[:, 0], torch.randn(3, 2))
+    exact = exact_diagonal(model, loss)
+    net.backward(grad[:, None], hess[:, None])
+    for p, diagonal in zip(net.parameters(), exact, strict=True):
+        torch.testing.assert_close(p.hess, diagonal)
+
+
+@pytest.mark.parametrize("gauss_newton", [False, True])
+def test_it_is_the_agents_network_where_both_apply(gauss_newton):
+    mlp = TanhMLP(5, (6, 4), 3).double()
+    layers = [mlp.layers[0], nn.Tanh(), mlp.layers[1], nn.Tanh(), mlp.layers[2]]
+    x, grad, hess = torch.randn(7, 5), torch.randn(7, 3), torch.randn(7, 3)
+    mlp(x)
+    mlp.backward(grad, hess, gauss_newton)
+    expected = [(p.grad.clone(), p.hess.clone()) for p in mlp.parameters()]
+    net = HesScale(nn.Sequential(*copy.deepcopy(layers)))
+    torch.testing.assert_close(net(x), mlp(x))
+    net.backward(grad, hess, gauss_newton)
+    for p, (g, h) in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, g)
+        torch.testing.assert_close(p.hess, h)
+
+
+@pytest.mark.parametrize("dropout", [nn.Dropout(0.4), nn.Dropout1d(0.5)])
+def test_dropout_is_torchs_and_its_factor_is_squared(dropout):
+    model = nn.Sequential(nn.Conv1d(3, 3, 1), nn.ReLU(), dropout, nn.Flatten(), nn.Linear(12, 2))
+    net, x = HesScale(model), torch.randn(5, 3, 4)
+    torch.manual_seed(7)
+    out = net(x)
+    torch.manual_seed(7)
+    expected = model(x)
+    torch.testing.assert_close(out, expected)
+    grad, hess = torch.randn(5, 2), torch.rand(5, 2)
+    grads = torch.autograd.grad(expected, list(model.parameters()), grad)
+    net.backward(grad, hess)
+    for p, g in zip(net.parameters(), grads, strict=True):
+        torch.testing.assert_close(p.grad, g)
+    torch.manual_seed(7)
+    factor = dropout(torch.ones(5, 3, 4))
+    assert set(factor.unique().tolist()) == {0, 1 / (1 - dropout.p)}
+    # by hand: h at the convolution's output is factor^2 * relu'^2 * (h @ W^2)
+    weight, before = model[-1].weight, model[0](x)
+    h = (hess @ weight**2).reshape(5, 3, 4) * factor**2 * (before > 0)
+    torch.testing.assert_close(model[0].bias.hess, h.sum((0, 2)))
+    model[2].inplace = True
+    torch.manual_seed(7)
+    torch.testing.assert_close(net(x), expected)
+    net.eval()
+    torch.testing.assert_close(net(x), net(x))
+    net.backward(grad, hess)
+    h = (hess @ weight**2).reshape(5, 3, 4) * (before > 0)
+    torch.testing.assert_close(model[0].bias.hess, h.sum((0, 2)))
+
+
+def test_the_last_forward_counts_and_another_dtype_follows():
+    net = HesScale(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)))
+    x = torch.randn(4, 2)
+    net(torch.randn(9, 2))
+    net(x)
+    net.backward(torch.ones(4, 1), torch.ones(4, 1))
+    first = [(p.grad.clone(), p.hess.clone()) for p in net.parameters()]
+    net.backward(torch.ones(4, 1), torch.ones(4, 1))  # nothing accumulates
+    for p, (g, h) in zip(net.parameters(), first, strict=True):
+        assert torch.equal(p.grad, g) and torch.equal(p.hess, h)
+    net.float()
+    net(x.float())
+    net.backward(torch.ones(4, 1), torch.ones(4, 1))
+    assert all(p.grad.dtype == p.hess.dtype == torch.float32 for p in net.parameters())
+    net.backward(torch.ones(4, 1), None)
+    assert all(p.hess is None and p.grad is not None for p in net.parameters())
+    copied = copy.deepcopy(net)
+    copied(x.float())
+    copied.backward(torch.ones(4, 1), torch.ones(4, 1))
+    assert all(p.hess is None for p in net.parameters()) and all(p.hess is not None for p in copied.parameters())
+
+
+def test_frozen_layers_get_neither_and_the_others_theirs():
+    net, x = HesScale(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))), torch.randn(4, 2)
+    net(x)
+    net.backward(torch.ones(4, 1), torch.ones(4, 1))
+    expected = net.model[2].weight.hess.clone()
+    net.model[0].requires_grad_(False)
+    net(x)
+    net.backward(torch.ones(4, 1), torch.ones(4, 1))
+    assert net.model[0].weight.grad is None and net.model[0].weight.hess is None
+    torch.testing.assert_close(net.model[2].weight.hess, expected)
+    make_optimizer("adahesscale", net.parameters(), lr=1e-3).step()
+
+
+class OwnForward(nn.Sequential):
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    "model, error, message",
+    [
+        (
+            nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)),
+            TypeError,
+            "model.1 is a BatchNorm1d, for which HesScale has no",
+        ),
+        (nn.Sequential(nn.Sequential(nn.LayerNorm(2))), TypeError, "model.0.0 is a LayerNorm.*RULES"),
+        (nn.Sequential(nn.AlphaDropout()), TypeError, "model.0 is a AlphaDropout"),
+        (OwnForward(nn.Linear(2, 2)), TypeError, "model is a OwnForward"),
+        (nn.MaxPool2d(2, return_indices=True), TypeError, "model returns indices"),
+        (nn.Sequential(*[nn.Linear(2, 2)] * 2), ValueError, "a layer is used twice"),
+    ],
+)
+def test_what_it_can_not_do_is_refused_at_once(model, error, message):
+    with pytest.raises(error, match=message):
+        HesScale(model)
+
+
+def test_wrong_use_is_named():
+    net = HesScale(nn.Linear(2, 3))
+    with pytest.raises(RuntimeError, match="call forward first"):
+        net.backward(torch.ones(1, 3), torch.ones(1, 3))
+    with pytest.raises(TypeError, match="expected a torch tensor"):
+        net(np.ones((1, 2)))
+    net(torch.ones(4, 2))
+    with pytest.raises(ValueError, match=r"hess_output has shape \[4, 1\]; expected \[4, 3\]"):
+        net.backward(torch.ones(4, 3), torch.ones(4, 1))
+    with pytest.raises(ValueError, match=r"grad_output has shape \[3\]; expected"):
+        net.backward(torch.ones(3), torch.ones(4, 3))
+
+
+def test_a_reader_adds_a_rule(monkeypatch):
+    class Square(nn.Module):
+        def forward(self, x):
+            return x * x
+
+    monkeypatch.setitem(hesscale_layers.RULES, Square, hesscale_layers.elementwise)
+    model = nn.Sequential(nn.Linear(1, 1), Square())
+    net, x = HesScale(model), torch.randn(4, 1)
+    loss, grad, hess = value_loss(net(x), torch.randn(4, 1))
+    exact = exact_diagonal(model, loss)
+    net.backward(grad, hess)
+    for p, diagonal in zip(net.parameters(), exact, strict=True):
+        torch.testing.assert_close(p.hess, diagonal)
+
+
+def test_a_network_learns_digits():
+    """A stranger's ten lines."""
+    from sklearn.datasets import load_digits
+
+    images, targets = (torch.tensor(a) for a in load_digits(return_X_y=True))
+    images = images.reshape(-1, 1, 8, 8).float() / 16
+    net = HesScale(
+        nn.Sequential(nn.Conv2d(1, 8, 3), nn.ELU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(72, 10)).float()
+    )
+    optimizer = make_optimizer("adahesscale", net.parameters(), lr=3e-3)
+    for step in range(300):
+        batch = torch.arange(step * 64, step * 64 + 64) % 1500
+        _, grad, hess = cross_entropy_loss(net(images[batch]), targets[batch])
+        net.backward(grad, hess)
+        optimizer.step()
+    assert (net(images[1500:]).argmax(1) == targets[1500:]).float().mean() > 0.8
+
+
+def test_squared_errors_derivatives_are_autograds():
+    output, targets = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3)
+    loss, grad, hess = squared_error_loss(output, targets)
+    torch.testing.assert_close(loss, 0.5 * ((output - targets) ** 2).sum(1).mean())
+    (expected,) = torch.autograd.grad(loss, output, create_graph=True)
+    torch.testing.assert_close(grad, expected)
+    diagonal = torch.autograd.functional.hessian(lambda y: squared_error_loss(y, targets).loss, output.detach())
+    torch.testing.assert_close(hess.reshape(-1), diagonal.reshape(15, 15).diagonal())
+    with pytest.raises(ValueError, match="targets has shape"):
+        squared_error_loss(output, targets[:, :1])
