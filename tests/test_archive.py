@@ -245,6 +245,32 @@ def test_an_archived_run_may_have_any_number_of_evaluations(study):
     assert state == "finished" and status["seconds"] == 90
 
 
+def test_an_archived_run_of_before_a_flag_is_done(study, monkeypatch, capsys):
+    make(study, 1)
+    add(study)
+    shutil.rmtree(study / "runs")
+    ((key, _),) = read_archives().items()
+    script, args = json.loads(key)
+    rewrite(study, key=json.dumps([script, {name: value for name, value in args.items() if name != "betas"}]))
+    states, _ = dry_run(monkeypatch, capsys)
+    assert states == ["finished"] + ["not begun"] * 3
+
+
+def test_a_dry_run_tells_the_cost_of_each_table(study, monkeypatch, capsys):
+    """An archived run took 90 s; left are three more of them, and two of twice as many steps."""
+    make(study, 1)
+    add(study)
+    shutil.rmtree(study / "runs")
+    longer = GRID.replace("[1, 2, 3, 4]", "[5, 6]").replace(str(TOTAL), str(2 * TOTAL))
+    (study / "grid.toml").write_text(GRID + longer + GRID.replace("[1, 2, 3, 4]", "1"))  # the third has nothing left
+    states, last = dry_run(monkeypatch, capsys)
+    assert [text.split(": left ")[-1] for text in states if " runs as " in text] == [
+        "about 4 min on one core", "about 6 min on one core",
+    ]  # fmt: skip
+    assert [text.split()[0] for text in states if " runs as " in text] == ["4", "2"]
+    assert last.endswith("left: about 10 min on one core")
+
+
 def test_an_archived_run_that_has_not_ended_is_not_done(study, monkeypatch, capsys):
     make(study, 1)
     add(study)
