@@ -153,26 +153,32 @@ def prepare(rows, args):
     for name in RETURNS:
         rows[name] = rows[f"{name}_return"].where(rows["state"] != "diverged", untrained)
     selects = rows["selection"].any()
-    report, judges = (rows if rows["selection"].all() else rows[~rows["selection"]]), rows[rows["selection"] | ~selects]
+    report = rows if rows["selection"].all() else rows[~rows["selection"]]
+    judges = report if args.choose_on_reported or not selects else rows[rows["selection"]]
     several = report.groupby([*PANEL, "series"])["learning_rate"].transform("nunique") > 1
     chooses = not args.what or {"curves", "aggregate", "table"} & {*args.what}
-    if several.any() and chooses and not selects and not args.choose_on_reported:
-        fail(
-            "several step sizes, and no seeds to choose one on: give the grid a table with selection = true, draw "
-            "--what step-sizes sensitivity alone, or allow the choice on the reported seeds with --choose-on-reported"
-        )
     best = judges.groupby([*PANEL, "series", "learning_rate"])["final"].mean().reset_index()
     best = best.sort_values(["final", "learning_rate"], ascending=[False, True])  # of equal ones the smaller
     best = best.drop_duplicates([*PANEL, "series"]).set_index([*PANEL, "series"])["learning_rate"].rename("chosen")
     report = report.join(best, on=[*PANEL, "series"])
-    drawn = report[~several | (report["learning_rate"] == report["chosen"])]
+    shown = ~several | (report["learning_rate"] == report["chosen"])
+    lost = report[~shown.groupby([report[column] for column in (*PANEL, "series")]).transform("any")]
+    if several.any() and chooses and (not selects or len(lost)) and not args.choose_on_reported:
+        which = f" of {words(lost[[*PANEL, 'series']].iloc[0])}" if selects else ""
+        fail(
+            f"several step sizes{which}, and no seeds to choose one on: give the grid a table with selection = true, "
+            "whose choice is reported too, draw --what step-sizes sensitivity alone, or allow the choice on the "
+            "reported seeds with --choose-on-reported"
+        )
+    drawn = report[shown]
     base = drawn[drawn["series"] == args.baseline] if args.baseline in {*drawn["series"]} else drawn
     tops = base.groupby([*PANEL, "series"])[[*RETURNS]].mean().groupby(PANEL).max()
     report = report.join(tops.add_suffix("_top"), on=PANEL)
     for name in RETURNS:
         span = report[f"{name}_top"] - report["untrained"]
         report[f"{name}_score"] = ((report[name] - report["untrained"]) / span).where(span > 0, 0.0)
-    warn(report[span <= 0], f"its score counts as 0, for {args.baseline} is no better than an untrained policy there")
+    useless = f"{args.baseline} is missing there or no better than an untrained policy"
+    warn(report[~(span > 0)], f"its score counts as 0, for {useless}")
     return report, report.loc[drawn.index]
 
 
@@ -292,8 +298,8 @@ def markdown(rows, args, total_timesteps):
             text = short(change) + f" ({short(least)} to {short(most)})" * (least == least)
             cells.append((f"**{text}**" if least > 0 else text) * (change == change))
         lines.append(f"| {' | '.join(cells)} |")
-    for env_id in CLEANRL if total_timesteps == {1_000_000} and "ppo" in set(rows["agent"]) else ():
-        if env_id in set(rows["env_id"]):
+    for env_id in CLEANRL if total_timesteps == {1_000_000} else ():
+        if ((rows["agent"] == "ppo") & (rows["env_id"] == env_id)).any():
             lines.append(f"| PPO, {env_id} | CleanRL's PPO | 3 | {CLEANRL[env_id]} | | | |")
     return "\n".join(lines) + "\n"
 

@@ -78,7 +78,8 @@ def read_run(key, state, folder, status):
     if last < status["step"] - past:
         damage = damage or f"ends at step {last:.0f} of {status['step']}"
     curve = bin_returns(steps, returns, status["total_timesteps"], last)
-    evaluations = {int(step): float(value) for step, value in scalars.get("eval/episodic_return", ())}
+    evaluated = scalars.get("eval/episodic_return", ())
+    evaluations = {int(step): float(value) for step, value in evaluated if math.isfinite(value)}
     final, mean = (np.mean(returns[-LAST:]), np.nanmean(curve)) if len(returns) else (math.nan, math.nan)
     row = key, state, status["step"], len(returns), float(final), float(mean), wall_time(state, status)
     row += status["start"], status.get("commit"), status["versions"], curve, evaluations

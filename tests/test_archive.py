@@ -79,7 +79,7 @@ def test_evaluations_are_kept(study):
 
     path = make(study, 1)
     writer = SummaryWriter(path)
-    for step, value in (5000, 1.5), (10_000, 2.5):
+    for step, value in (2000, float("nan")), (5000, 1.5), (10_000, 2.5):
         writer.add_scalar("eval/episodic_return", value, step)
     writer.close()
     add(study)

@@ -305,6 +305,10 @@ def test_cleanrls_returns_stand_where_its_steps_are_matched(runs, tmp_path):
     draw(tmp_path, "table", where="total_timesteps == 1000000")
     assert cell(tmp_path, "PPO, Hopper-v4", "CleanRL's PPO") == "2383 ± 676"  # t(0.975, 2) * 272 / sqrt(3)
     assert "Walker2d" not in (tmp_path / "out/p_table.md").read_text()
+    a2c = make_run(runs, flat(1.0), env_id="Walker2d-v4", agent="a2c", total=1_000_000)
+    change(a2c, total_timesteps=1_000_000)
+    draw(tmp_path, "table", where="total_timesteps == 1000000")
+    assert "| PPO, Walker2d-v4" not in (tmp_path / "out/p_table.md").read_text()
 
 
 # ---- the choice of a step size -----------------------------------------------------------------------------
@@ -381,6 +385,21 @@ def test_several_step_sizes_without_a_selection_need_leave(runs, tmp_path, capsy
     assert not (tmp_path / "out/p_table.csv").exists()
     draw(tmp_path, "table", where="seed < 100", choose_on_reported=True)
     assert number(tmp_path, "table", "final") == 35
+
+
+@pytest.mark.parametrize("selected", ["adahesscale", "adam"])
+def test_no_series_vanishes_for_want_of_a_choice(runs, tmp_path, capsys, selected):
+    """Neither one without selection runs, nor one whose chosen step size was not reported."""
+    text = ROLES.replace("[1e-4, 1e-3]\nseed = [101", "1e-2\nseed = [101")
+    first, second = text.split("\n\n")
+    (tmp_path / "grid.toml").write_text(f"{first}\n\n{second.replace('adam', selected)}")
+    make_all(runs, {("Hopper-v4", "adam", lr): (5, 7) for lr in (1e-4, 1e-3)})
+    for seed in (101, 102):
+        make_run(runs, flat(9.0), seed, optimizer=selected, learning_rate=1e-2)
+    grids = (str(tmp_path / "grid.toml"),)
+    assert "several step sizes of ppo Hopper-v4 adam, and no seeds" in fails(tmp_path, capsys, grids=grids)
+    draw(tmp_path, "table", grids=grids, choose_on_reported=True)
+    assert [row["series"] for row in rows(tmp_path, "table")] == ["adam"]
 
 
 def test_of_equal_step_sizes_the_smaller_is_chosen(runs, tmp_path):
@@ -539,7 +558,10 @@ def test_runs_that_are_all_the_same_are_drawn_without_a_complaint(runs, tmp_path
     draw(tmp_path, pictures=True, choose_on_reported=True)
     assert number(tmp_path, "table", "final", series="sgd") == value
     assert {row["value"] for row in rows(tmp_path, "step_sizes")} == {"0"}
-    assert "counts as 0, for adam is no better than an untrained policy there: 9 runs" in capsys.readouterr().err
+    assert (
+        "counts as 0, for adam is missing there or no better than an untrained policy: 9 runs"
+        in capsys.readouterr().err
+    )
 
 
 def test_everything_is_there_as_png_and_pdf_with_fonts_as_truetype(runs, tmp_path):
