@@ -22,11 +22,15 @@ ABOUT = ("seed", "env_id", "total_timesteps", "optimizer", "learning_rate")
 
 
 class Cell(NamedTuple):
-    """A run of the grid: the script's path, its arguments with the step size that it will have, and its seed's role."""
+    """A run of the grid: the script's path, its arguments with the step size that it will have, and its table's words.
+
+    `selection` is the seed's role, and `name` what plots call its settings beside the optimizer.
+    """
 
     script: str
     args: Any
     selection: bool = False
+    name: str = ""
 
     @property
     def key(self):
@@ -121,13 +125,16 @@ def expand(table, where):
     flag = lambda name: f"{where}--{name.replace('_', '-')}"  # noqa: E731
     if empty := [name for name, values in table.items() if not values]:
         fail(f"{flag(empty[0])} has no values")
-    selection, *more = typed(f"{where}selection", table.get("selection", [False]), bool)
-    if more:
-        fail(f"{where}selection {selection} {more[0]}: must be true or false; give each a table of its own")
+    about = []
+    for word, value, kind in ("selection", False, bool), ("name", "", str):
+        values = typed(f"{where}{word}", table.get(word, [value]), kind)
+        if len(values) > 1:
+            fail(f"{where}{word} {' '.join(map(str, values))}: must be one value; give each a table of its own")
+        about += values
     agents = typed(flag("agent"), table.get("agent", []), str) or fail(f"{flag('agent')} is missing: name {AGENTS}")
     for module in map(load_agent, agents):
         types = {field.name: field.type for field in fields(module.Args) if field.name != "resume"}
-        if unknown := [name for name in table if name not in (*types, "agent", "selection")]:
+        if unknown := [name for name in table if name not in (*types, "agent", "selection", "name")]:
             fail(f"{flag(unknown[0])}: is not a flag that a sweep of {Path(module.__file__).name} can have")
         values = {name: typed(flag(name), table[name], types[name]) for name in table if name in types}
         names = sorted(values, key=lambda name: name != "seed")  # a sweep that is stopped has all of its first seeds
@@ -136,7 +143,7 @@ def expand(table, where):
             check_args(args)
             getattr(module, "check_minibatches", lambda args: None)(args)
             args.learning_rate = args.learning_rate or module.LEARNING_RATES[args.optimizer]
-            yield Cell(module.__file__, args, selection)
+            yield Cell(module.__file__, args, *about)
 
 
 def read_tables(names, given=None):
@@ -155,6 +162,8 @@ def read_tables(names, given=None):
                 differ = [k for k, v in asdict(cell.args).items() if v != getattr(same.args, k)]
                 if differ and cell.key in tables[-1]:
                     fail(f"{name or 'the grid'}: {cell} has two values of {differ[0]}, which do not make two runs")
+                if same.name != cell.name:
+                    fail(f"{name}: {cell} has two names, {same.name!r} and {cell.name!r}; give a run one")
                 if same.selection != cell.selection:
                     fail(f"{name}: {cell} is for selection and for the report too; choose on seeds of their own")
                 tables[-1][cell.key] = same

@@ -97,7 +97,8 @@ def choose(args):
         )
         print(warning, file=sys.stderr)
     rows = rows[rows["key"].isin(cells.keys())] if cells else rows
-    rows = rows.assign(selection=[key in cells and cells[key].selection for key in rows["key"]])
+    known = [cells.get(key) for key in rows["key"]]
+    rows = rows.assign(selection=[bool(c and c.selection) for c in known], name=[c.name if c else "" for c in known])
     by = [name.replace("-", "_") for name in args.by]
     if unknown := {*by} - {*rows.columns}:
         fail(f"--by {words(unknown)}: no run has such a flag")
@@ -108,15 +109,18 @@ def choose(args):
             fail(f"--where {args.where}: {error}; it is a condition as \"optimizer == 'adam'\"")
     if not len(rows):
         fail(f"--runs {words(args.runs)}: has none of these runs; make some, as scripts/sweep.sh quick does")
-    about = {*COLUMNS, *ABOUT, *by, "source", "damage", "selection"} - {"total_timesteps"}
-    for (agent, _), part in rows.groupby(["agent", "selection"]):
-        for name in [column for column in rows.columns if column not in about]:
+    about = {*COLUMNS, *ABOUT, *by, "source", "damage", "selection", "name"} - {"total_timesteps"}
+    for name in [column for column in rows.columns if column not in about]:
+        same = ["agent", "selection"] if name == "total_timesteps" else ["agent", "selection", "name"]
+        for (agent, *_), part in rows.groupby(same):
             if len(values := part[name].map(str).unique()) > 1:
                 flag = f"--{name.replace('_', '-')} {words(values)}"
                 fail(f'{flag}: {agent} has runs with each; add --by {name}, or --where "{name} == {values[0]}"')
-    rows = rows.assign(series=rows["optimizer"])
+    rows = rows.assign(series=rows["optimizer"] + rows["name"].map(lambda name: f", {name}" * bool(name)))
     for name in by:
-        differs = rows.groupby(["agent", "optimizer"])[name].transform(lambda values: values.map(str).nunique()) > 1
+        differs = (
+            rows.groupby(["agent", "optimizer", "name"])[name].transform(lambda values: values.map(str).nunique()) > 1
+        )
         rows["series"] += (f", {name} " + rows[name].map(lambda value: words([value]))).where(differs, "")
     rows = rows.sort_values("seed").sort_values("series", key=lambda names: names.map(order), kind="stable")
     rows = rows.sort_values(PANEL, kind="stable")

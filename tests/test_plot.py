@@ -50,7 +50,7 @@ def make_run(folder, episodes, seed=1, state="finished", step=None, agent="ppo",
     args["learning_rate"] = args["learning_rate"] or module.LEARNING_RATES[args["optimizer"]]
     args.pop("total", None)
     name = f"{args['env_id']}__{args['exp_name']}__{args['optimizer']}__{seed}__{args['learning_rate']:g}"
-    path = folder / f"{name}{args['num_steps']}"
+    path = folder / f"{name}{args['num_steps']}{'annealed' * args['anneal_lr']}"
     log(path, episodes)
     status = {"state": state, "step": episodes[-1][0] if step is None else step, "args": args, "commit": "abc"}
     status |= {"script": f"{agent}_hesscale.py", "versions": {}, "start": "2026-01-01", "resumed_at": []}
@@ -309,6 +309,50 @@ def test_cleanrls_returns_stand_where_its_steps_are_matched(runs, tmp_path):
     change(a2c, total_timesteps=1_000_000)
     draw(tmp_path, "table", where="total_timesteps == 1000000")
     assert "| PPO, Walker2d-v4" not in (tmp_path / "out/p_table.md").read_text()
+
+
+NAMED = """[[grid]]
+agent = "ppo"
+env_id = "Hopper-v4"
+optimizer = ["adam", "adahesscale"]
+seed = [1, 2]
+total_timesteps = 10_000
+
+[[grid]]
+name = "annealed"
+agent = "ppo"
+env_id = "Hopper-v4"
+optimizer = "adam"
+anneal_lr = true
+seed = [1, 2]
+total_timesteps = 10_000
+"""
+
+
+def test_a_table_with_a_name_is_a_series_of_its_own(runs, tmp_path, capsys):
+    for seed, value in (1, 10.0), (2, 20.0):
+        make_run(runs, flat(value), seed)
+        make_run(runs, flat(value + 5), seed, optimizer="adahesscale")
+        make_run(runs, flat(value + 7), seed, anneal_lr=True)
+    (tmp_path / "grid.toml").write_text(NAMED)
+    draw(tmp_path, "table", grids=(str(tmp_path / "grid.toml"),))
+    finals = {row["series"]: float(row["final"]) for row in rows(tmp_path, "table")}
+    assert finals == {"adam": 15, "adam, annealed": 22, "adahesscale": 20}
+    assert cell(tmp_path, "PPO, Hopper-v4", "Adam, annealed").startswith("22 ±")
+
+
+def test_a_name_allows_its_own_settings_and_no_other_length(runs, tmp_path, capsys):
+    for seed in (1, 2):
+        make_run(runs, flat(1.0), seed)
+        make_run(runs, flat(1.0), seed, anneal_lr=True)
+    make_run(runs, flat(1.0), 3, anneal_lr=True, total=20_000)
+    grids = (str(tmp_path / "grid.toml"),)
+    (tmp_path / "grid.toml").write_text(NAMED.replace('name = "annealed"\n', ""))
+    assert "--anneal-lr" in fails(tmp_path, capsys, grids=grids)
+    first, second = NAMED.split("\n\n")
+    second = second.replace("[1, 2]", "[1, 3]").replace("10_000", "20_000")
+    (tmp_path / "grid.toml").write_text(f"{first}\n\n{second}")
+    assert "--total-timesteps" in fails(tmp_path, capsys, grids=grids)
 
 
 # ---- the choice of a step size -----------------------------------------------------------------------------
