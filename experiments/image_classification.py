@@ -16,9 +16,12 @@ Gauss-Newton diagonal by one label drawn for each image (Dangel et al. 2020, "Ba
 """
 
 import os
+import signal
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -46,6 +49,7 @@ from tqdm import tqdm
 
 from hesscale_core import cross_entropy_loss, hutchinson, make_optimizer
 from hesscale_layers import HesScale
+from hesscale_run import write_atomically
 
 # a method's name: what the tables call it, and the core's optimizer that its diagonal goes to
 METHODS = {
@@ -120,7 +124,7 @@ class Args:
 
 
 def two_conv(channels, classes):
-    """Return 2C2D, smaller than DeepOBS's: two convolutions and two linear layers, 57,642 parameters for MNIST."""
+    """Return 2C2D, smaller than DeepOBS's: two convolutions and two linear layers, 56,970 parameters for MNIST."""
     return nn.Sequential(
         nn.Conv2d(channels, 16, 5), nn.ELU(), nn.MaxPool2d(3, 2),
         nn.Conv2d(16, 32, 3), nn.ELU(), nn.MaxPool2d(3, 2), nn.Flatten(),
@@ -284,34 +288,44 @@ def read_runs(path):
 
 
 def add_run(path, key, curves, diverged):
-    """Append a run to the file."""
-    row = dict(zip(KEY, key, strict=True)) | {"diverged": diverged}
-    row |= {name: " ".join(f"{value:.5g}" for value in values) for name, values in curves.items()}
-    row["torch"] = torch.__version__
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame([row]).to_csv(path, mode="a", header=not path.exists(), index=False)
+    """Add a run to the file."""
+    row = dict(zip(KEY, key, strict=True)) | {"diverged": diverged, **curves, "torch": torch.__version__}
+    before = read_runs(path)
+    rows = pd.concat([before, pd.DataFrame([row])]) if len(before) else pd.DataFrame([row])
+    for name in CURVES:
+        rows[name] = rows[name].map(lambda values: " ".join(f"{value:.5g}" for value in values))
+    write_atomically(path, rows.to_csv(index=False).encode())
 
 
-def make_runs(args, path, cells, title):
+@contextmanager
+def workers(number):
+    """A pool of processes that starts with its first run, and ends at once if the program is interrupted."""
+    ignore_interrupts = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    pool = ProcessPoolExecutor(number, get_context("spawn"), **ignore_interrupts)
+    try:
+        yield pool
+    except BrokenProcessPool:
+        fail("a run was killed, perhaps for want of memory; the same command with fewer --jobs goes on")
+    except BaseException:
+        for process in pool._processes.values():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def make_runs(args, path, pool, cells, title):
     """Train what of the cells (optimizer, step size, seed) is missing in the file, and return the runs of them all."""
     name, device = "MNIST" if args.data is None else "CIFAR-100", "cuda" if args.cuda else "cpu"
-    keys = {
-        (name, args.network, *cell, args.epochs, args.batch_size, device + " quick" * args.quick): cell
-        for cell in cells
-    }
+    settings = args.epochs, args.batch_size, device + " quick" * args.quick
+    keys = {(name, args.network, *cell, *settings): cell for cell in cells}
+    known = lambda rows: [*rows[KEY].itertuples(index=False, name=None)]  # noqa: E731
+    before = {*known(read_runs(path))}
+    runs = {pool.submit(train, args, *cell): key for key, cell in keys.items() if key not in before}
+    for run in tqdm(as_completed(runs), title, total=len(runs), mininterval=1, disable=not runs):
+        add_run(path, runs[run], *run.result())
     found = read_runs(path)
-    missing = {key: cell for key, cell in keys.items() if key not in {*found[KEY].itertuples(index=False, name=None)}}
-    if missing:
-        with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
-            try:
-                runs = {pool.submit(train, args, *cell): key for key, cell in missing.items()}
-                for run in tqdm(as_completed(runs), title, total=len(runs), mininterval=1):
-                    add_run(path, runs[run], *run.result())
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        found = read_runs(path)
-    return found[[key in keys for key in found[KEY].itertuples(index=False, name=None)]]
+    return found[[key in keys for key in known(found)]]
 
 
 def choose(selection):
@@ -420,14 +434,17 @@ def main(args):
     smallest = min(len(images.train[1]), len(images.test[1]))
     if smallest < 5:
         fail(f"--data {args.data}: has {smallest} images of one part; it needs 5 at least")
-    folder = next(path for path in args.out.absolute().parents if path.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        fail(f"--out {args.out}: {folder} is not a folder that can be written to")
+    try:
+        args.out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--out {args.out}: {error}")
     runs = Path(f"{args.out}_runs.csv")
     cells = [(o, lr, s) for s in args.selection_seeds for o in args.optimizers for lr in args.step_sizes]
-    selection = make_runs(args, runs, cells, "selection")
-    chosen = choose(selection)
-    report = make_runs(args, runs, [(o, chosen[o], s) for s in args.seeds for o in args.optimizers], "report")
+    with workers(args.jobs) as pool:
+        selection = make_runs(args, runs, pool, cells, "selection")
+        chosen = choose(selection)
+        cells = [(o, chosen[o], s) for s in args.seeds for o in args.optimizers]
+        report = make_runs(args, runs, pool, cells, "report")
     rows = summarize(report, args.optimizers)
     write_csv(f"{args.out}_table.csv", rows)
     drawing.write(f"{args.out}_table.md", markdown(rows).encode())

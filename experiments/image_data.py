@@ -101,24 +101,37 @@ def _read_cifar(path, part):
 
 
 def augment(x, generator):
-    """Return a batch [B, 3, 32, 32] in which each image is changed at random, in [0, 1].
-
-    Each is padded by 2 and cropped, flipped, and changed in brightness (a factor of 1 - 63/255 to 1 + 63/255),
-    saturation (0.5 to 1.5: its distance from its own gray) and contrast (0.2 to 1.8: its distance from its mean gray),
-    as torchvision's RandomCrop, RandomHorizontalFlip and ColorJitter do, which draws the order of the last three.
-    """
-    batch, uniform = (
-        len(x),
-        lambda low, high: low + (high - low) * torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device),
+    """Return a batch [B, 3, 32, 32] in which `change` has changed each image at random."""
+    options = dict(generator=generator, device=x.device)
+    rows, columns = torch.randint(0, 5, (2, len(x)), **options)
+    flip, brightness, saturation, contrast = torch.rand((4, len(x)), **options)
+    bright = 63 / 255
+    return change(
+        x, rows, columns, flip < 0.5, 1 - bright + 2 * bright * brightness, 0.5 + saturation, 0.2 + 1.6 * contrast
     )
-    rows, columns = torch.randint(0, 5, (2, batch, 1), generator=generator, device=x.device)
-    place = torch.arange(32, device=x.device)
-    columns = torch.where(uniform(0, 1)[:, :, 0, 0] < 0.5, columns + place, columns + place.flip(0))
-    rows, images = rows + place, torch.arange(batch, device=x.device)
-    x = F.pad(x, (2, 2, 2, 2))[images[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
+
+
+def change(x, rows, columns, flip, brightness, saturation, contrast):
+    """Return images [B, 3, 32, 32], each cropped, flipped and changed in its colors, in [0, 1].
+
+    As torchvision's RandomCrop, RandomHorizontalFlip and ColorJitter, but ColorJitter draws the order of its three.
+
+    Args:
+        x: images.
+        rows, columns: where the cut begins [B], 0 to 4, in the image padded by 2.
+        flip: whether left and right are exchanged [B].
+        brightness: factor of the pixels [B].
+        saturation: factor of their distances from their own gray [B].
+        contrast: factor of their distances from the mean gray of the image [B].
+    """
+    place, images = torch.arange(32, device=x.device), torch.arange(len(x), device=x.device)[:, None, None]
+    columns = columns[:, None] + torch.where(flip[:, None], place.flip(0), place)
+    rows = rows[:, None] + place
+    x = F.pad(x, (2, 2, 2, 2))[images, :, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
+    brightness, saturation, contrast = (factor[:, None, None, None] for factor in (brightness, saturation, contrast))
     weights = torch.tensor(GRAY, device=x.device).view(1, 3, 1, 1)
-    x = (x * uniform(1 - 63 / 255, 1 + 63 / 255)).clamp(0, 1)
+    x = (x * brightness).clamp(0, 1)
     gray = (x * weights).sum(1, keepdim=True)
-    x = (gray + uniform(0.5, 1.5) * (x - gray)).clamp(0, 1)
+    x = (gray + saturation * (x - gray)).clamp(0, 1)
     mean = (x * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
-    return (mean + uniform(0.2, 1.8) * (x - mean)).clamp(0, 1)
+    return (mean + contrast * (x - mean)).clamp(0, 1)
