@@ -31,15 +31,37 @@ def vjp(output, inputs, v, create_graph=False):
 def weighted(layer, x, out, g, h, gauss_newton):
     """Linear and convolution: J has the weights, so that J * J is the same layer's with squared weights (Eq. 3, 4)."""
     trained = {name: p for name, p in layer.named_parameters(recurse=False) if p.requires_grad}
-    g, *grads = vjp(out, [x, *trained.values()], g)
-    hesses = [None] * len(trained)
+    below = [x] if x.requires_grad else []
+    grads = vjp(out, [*below, *trained.values()], g)
+    hesses = [None] * len(grads)
     if h is not None:  # d out / d weight is x, so x * x takes its place; and 1 is the bias's
         squares = {name: (p * p).detach().requires_grad_() for name, p in layer.named_parameters(recurse=False)}
         x = (x * x).detach().requires_grad_()
-        h, *hesses = vjp(functional_call(layer, squares, (x,)), [x, *map(squares.get, trained)], h)
-    for p, grad, hess in zip(trained.values(), grads, hesses, strict=True):
+        wanted = [*([x] if below else []), *map(squares.get, trained)]
+        hesses = squared_vjp(layer, squares, x, wanted, h)
+    for p, grad, hess in zip(trained.values(), grads[len(below) :], hesses[len(below) :], strict=True):
         p.grad, p.hess = grad, hess
-    return g, h
+    return (grads[0], hesses[0]) if below else (None, None)
+
+
+def squared_vjp(layer, squares, x, wanted, h):
+    """Return (J * J)^T h for each of `wanted`, of the layer with squared parameters at squared inputs.
+
+    Padding that is not zeros counts as a layer of its own. The convolution's own backward pass needs no forward pass of
+    the squares: with that, and nothing carried to the images, AdaHesScale's update of 3C3D takes 2.0 of torch's Adam's
+    and not 2.7 (benchmarks/convolutions.py).
+    """
+    weight, bias = squares["weight"], squares.get("bias")
+    plain = isinstance(layer, CONVOLUTIONS) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    if not plain or x.dim() != weight.dim():
+        return vjp(functional_call(layer, squares, (x,)), wanted, h)
+    mask = [any(t is w for w in wanted) for t in (x, weight, bias)]
+    sides = None if bias is None else bias.shape, layer.stride, layer.padding, layer.dilation
+    with torch.no_grad():
+        found = torch.ops.aten.convolution_backward(
+            h, x, weight, *sides, False, [0] * len(layer.stride), layer.groups, mask
+        )
+    return [d for d in found if d is not None]
 
 
 def elementwise(layer, x, out, g, h, gauss_newton):
@@ -89,14 +111,18 @@ def window_weight(layer, x):
     return layer(one) / inputs  # the mean of ones, of which padding is none, over their number
 
 
+CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 ADAPTIVE = nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d
 RULES = (
-    dict.fromkeys((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d), weighted)
+    dict.fromkeys((nn.Linear, *CONVOLUTIONS), weighted)
     | dict.fromkeys(
         (nn.Tanh, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Softplus), elementwise
     )
     | dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten, nn.Unflatten, nn.Identity), selecting)
     | dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d), selecting)
+    | dict.fromkeys((nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d), selecting)
+    | dict.fromkeys((nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d), selecting)
+    | dict.fromkeys((nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d), selecting)
     | dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, *ADAPTIVE), averaging)
     | dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), scaling)
 )
@@ -137,7 +163,7 @@ class HesScale(nn.Module):
             raise TypeError(f"input is a {type(x).__name__}; expected a torch tensor")
         self._kept = []
         with torch.enable_grad():  # backward goes back through each layer's part of this graph
-            y = x if x.requires_grad else x.detach().requires_grad_()
+            y = x
             for layer in self.layers:
                 # an in-place activation must not change what is kept
                 out = layer(y.clone() if getattr(layer, "inplace", False) else y)
@@ -166,6 +192,8 @@ class HesScale(nn.Module):
         for p in self.parameters():
             p.grad = p.hess = None
         for layer, x, out in reversed(self._kept):
+            if not out.requires_grad:  # no parameters below
+                break
             g, h = RULES[type(layer)](layer, x, out, g, h, gauss_newton)
         for p in self.parameters():
             if p.hess is not None:

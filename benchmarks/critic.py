@@ -28,6 +28,9 @@ import torch
 from timing import ROOT, check_table, in_turns, limit_threads, report
 from torch import nn
 
+sys.path.insert(0, str(ROOT / "experiments"))
+from networks import make_network
+
 from hesscale_core import TanhMLP, cross_entropy_loss, hutchinson, make_optimizer, value_loss
 from hesscale_utils import parse_args
 
@@ -53,12 +56,16 @@ class Args:
 
 
 class Problem(NamedTuple):
-    """A network and its batch. One output is a value, for value_loss; more are logits, for cross_entropy_loss."""
+    """A network and its batch. One output is a value, for value_loss; more are logits, for cross_entropy_loss.
+
+    A `network` has a name of experiments/networks.py and images of `in_features` channels; without, it is a TanhMLP.
+    """
 
     in_features: int
     hidden_features: tuple[int, ...]
     out_features: int
     batch: int
+    network: str | None = None
 
     @property
     def is_value(self):
@@ -75,8 +82,12 @@ CRITIC = Problem(11, (64, 64), 1, 64)
 @functools.lru_cache(maxsize=1)  # because orthogonal initialization takes longer than an update
 def _make(problem):
     torch.manual_seed(0)
-    net = TanhMLP(problem.in_features, problem.hidden_features, problem.out_features)
-    x, batch = torch.randn(problem.batch, problem.in_features), (problem.batch,)
+    batch, size = (problem.batch,), (problem.in_features,)
+    if problem.network is None:
+        net = TanhMLP(problem.in_features, problem.hidden_features, problem.out_features)
+    else:
+        net, size = make_network(problem.network, problem.in_features, problem.out_features), (*size, 32, 32)
+    x = torch.randn(*batch, *size)
     return net, x, torch.randn(*batch, 1) if problem.is_value else torch.randint(problem.out_features, batch)
 
 
@@ -113,8 +124,8 @@ def time_updates(method, calls, with_forward=True):
 def ours(problem, name):
     """Return an update by hesscale_core, on numpy arrays; only AdaHessian's takes tensors, for autograd."""
     net, x, target = make(problem)
-    by_autograd = "adahessian" in name
-    params = list(net.parameters()) if by_autograd else [net.flat]
+    by_autograd, layers = "adahessian" in name, problem.network is not None
+    params = list(net.parameters()) if by_autograd or layers else [net.flat]
     optimizer = make_optimizer(name, params, LR)
     if by_autograd:
         return Method(
@@ -123,19 +134,22 @@ def ours(problem, name):
             backward=lambda output: hutchinson(problem.loss(output, target).loss, params),
             step=optimizer.update,
         )
-    x, target = x.numpy(), target.numpy()
+    if not layers:
+        x, target = x.numpy(), target.numpy()
 
     def backward(output):
         _, grad, hess = problem.loss(output, target)
         net.backward(grad, hess if optimizer.needs_hess else None, optimizer.curvature == "HesScaleGN")
 
-    return Method(params, lambda: net(x), backward, optimizer.update)
+    return Method(params, torch.no_grad()(lambda: net(x)), backward, optimizer.update)
 
 
 def by_autograd(problem, make_optimizer, *, prepare=lambda module: module, context=nullcontext, create_graph=False):
     """Return an update by autograd, of prepare(network) and prepare(loss), with its backward pass in context()."""
     net, x, target = make(problem)
-    model = prepare(nn.Sequential(*[module for layer in net.layers for module in (layer, nn.Tanh())][:-1]))
+    mlp = problem.network is None
+    model = nn.Sequential(*[module for layer in net.layers for module in (layer, nn.Tanh())][:-1]) if mlp else net.model
+    model = prepare(model)
     loss_function = prepare(nn.MSELoss() if problem.is_value else nn.CrossEntropyLoss())
     optimizer = make_optimizer(model.parameters())
 
@@ -192,17 +206,24 @@ def pytorch_optimizers(problem, hesscale):
     return by_autograd(problem, lambda params: AdaHessian(params, lr=LR), create_graph=True)
 
 
+def output_padding(grad_output, input_size, stride, padding, kernel_size, dilation=None):
+    """Return what a transposed convolution adds on each side's end to have the input's size."""
+    sides = zip(grad_output.shape[2:], input_size[-len(stride) :], stride, padding, kernel_size,
+                dilation or [1] * len(stride), strict=True)  # fmt: skip
+    return tuple(size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for out, size, s, p, k, d in sides)
+
+
 def import_backpack():
-    torch.nn.grad._grad_input_padding = None  # missing in new versions of torch; BackPACK 1.3 needs it for convolutions
+    torch.nn.grad._grad_input_padding = output_padding  # BackPACK 1.3 needs it, and new versions of torch lack it
     import backpack
     import backpack.extensions
 
     return backpack
 
 
-def diag_ggn(problem, hesscale):
+def diagonal_of(problem, hesscale, name):
     backpack = import_backpack()
-    adam, method = lambda params: torch.optim.Adam(params, lr=LR), backpack.extensions.DiagGGNExact()
+    adam, method = lambda params: torch.optim.Adam(params, lr=LR), getattr(backpack.extensions, name)()
     return by_autograd(problem, adam, prepare=backpack.extend, context=lambda: backpack.backpack(method))
 
 
@@ -225,7 +246,8 @@ def authors(problem, hesscale, name):
 
 PEERS = {
     "AdaHessian of pytorch_optimizer": pytorch_optimizers,
-    "BackPACK's DiagGGNExact, torch.optim.Adam": diag_ggn,
+    "BackPACK's DiagGGNExact, torch.optim.Adam": functools.partial(diagonal_of, name="DiagGGNExact"),
+    "BackPACK's DiagHessian, torch.optim.Adam": functools.partial(diagonal_of, name="DiagHessian"),
     "the authors' AdaHesScaleGN": functools.partial(authors, name="AdaHesScaleGN"),
     "the authors' AdaHesScale": functools.partial(authors, name="AdaHesScale"),
 }
@@ -239,8 +261,8 @@ def worker(hesscale=None):
     os.dup2(2, 1)  # so that a peer's own output does not mix with the answers
     methods = {}
 
-    def make_method(name, in_features, hidden_features, out_features, batch):
-        problem = Problem(in_features, tuple(hidden_features), out_features, batch)
+    def make_method(name, hidden_features, **rest):
+        problem = Problem(hidden_features=tuple(hidden_features), **rest)
         methods.pop(name, None)  # frees its memory before its successor takes as much
         methods[name] = PEERS[name](problem, hesscale)
         return differences_from_ours(problem, methods[name])

@@ -22,7 +22,8 @@ sys.path.insert(0, str(ROOT / "experiments"))
 
 import image_classification as ic
 import image_data
-from image_classification import Args, leave_derivatives, leave_squares, make_network
+from image_classification import Args, leave_derivatives, leave_squares
+from networks import make_network
 
 from hesscale_layers import HesScale
 

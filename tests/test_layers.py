@@ -103,6 +103,7 @@ LAYERS = {
     "conv1d": (nn.Conv1d(2, 4, 3, stride=2, padding=1, dilation=2, groups=2), (2, 9)),
     "conv2d": (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2), (4, 7, 6)),
     "conv2d same": (nn.Conv2d(2, 2, 3, padding="same", bias=False), (2, 4, 5)),
+    "conv2d without bias": (nn.Conv2d(2, 4, (2, 3), stride=(1, 2), padding=(0, 1), groups=2, bias=False), (2, 4, 5)),
     "conv3d": (nn.Conv3d(1, 2, 2), (1, 3, 3, 3)),
     "max pooling that overlaps": (nn.MaxPool2d(3, 2, padding=1, ceil_mode=True), (2, 6, 5)),
     "max pooling 1d": (nn.MaxPool1d(2, dilation=2), (2, 8)),
@@ -118,6 +119,9 @@ LAYERS = {
     "adaptive": (nn.AdaptiveAvgPool2d((3, 2)), (2, 7, 5)),
     "adaptive 1d": (nn.AdaptiveAvgPool1d(3), (2, 7)),
     "zero padding": (nn.ZeroPad2d((1, 0, 2, 1)), (2, 3, 3)),
+    "reflecting padding": (nn.ReflectionPad2d((1, 2, 0, 1)), (2, 3, 4)),
+    "replicating padding": (nn.ReplicationPad1d((2, 1)), (2, 3)),
+    "circular padding": (nn.CircularPad2d(2), (2, 3, 3)),
     "flatten": (nn.Flatten(), (2, 3)),
     "identity": (nn.Identity(), (5,)),
 }
@@ -132,6 +136,45 @@ def test_each_layer_alone(name, gauss_newton):
     first = {1: nn.Linear(shape[0], shape[0]), 3: nn.Conv2d(shape[0], shape[0], 1)}.get(len(shape), first)
     width = layer(first(x)).flatten(1).shape[1]
     check(nn.Sequential(first, layer, nn.Sequential(nn.Flatten(), nn.Linear(width, 3))), x, gauss_newton)
+
+
+@pytest.mark.parametrize("mode, Pad", [("reflect", nn.ReflectionPad2d), ("circular", nn.CircularPad2d)])
+def test_padding_that_is_not_zeros_counts_as_a_layer_of_its_own(mode, Pad):
+    conv, x = nn.Conv2d(2, 3, 3, padding=1, padding_mode=mode), torch.randn(2, 2, 3, 3)
+    alone = nn.Conv2d(2, 3, 3)
+    alone.load_state_dict(conv.state_dict())
+    before, grad, hess = nn.Linear(3, 3), torch.randn(2, 3, 3, 3), torch.randn(2, 3, 3, 3)
+    diagonals = []
+    for layers in (conv,), (Pad(1), alone):
+        net = HesScale(nn.Sequential(copy.deepcopy(before), *layers))
+        net(x)
+        net.backward(grad, hess)
+        diagonals.append([p.hess for p in net.parameters()])
+    torch.testing.assert_close(*diagonals)
+
+
+@pytest.mark.parametrize("first", [nn.AvgPool2d(2), nn.Tanh(), nn.ZeroPad2d(1), nn.Sequential(nn.Identity(), nn.ELU())])
+def test_layers_before_the_first_parameters(first):
+    x = torch.randn(3, 2, 4, 4)
+    width = first(x)[0].numel()
+    check(nn.Sequential(copy.deepcopy(first), nn.Flatten(), nn.Linear(width, 3)), x)
+
+
+def test_an_input_that_is_to_have_a_gradient_has_the_same_diagonals():
+    model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.ELU(), nn.Flatten(), nn.Linear(27, 2))
+    x = torch.randn(3, 2, 4, 4)
+    net, grad, hess = HesScale(model), torch.randn(3, 2), torch.randn(3, 2)
+    net(x)
+    net.backward(grad, hess)
+    plain = [(p.grad, p.hess) for p in net.parameters()]
+    x.requires_grad_()
+    out = net(x)
+    net.backward(grad, hess)
+    for p, (g, h) in zip(net.parameters(), plain, strict=True):
+        torch.testing.assert_close((p.grad, p.hess), (g, h))
+        assert not p.grad.requires_grad and not p.hess.requires_grad
+    (by_net,) = torch.autograd.grad(out, x, grad)
+    torch.testing.assert_close(by_net, torch.autograd.grad(model(x), x, grad)[0])
 
 
 stack = st.lists(

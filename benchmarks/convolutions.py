@@ -1,0 +1,50 @@
+"""The time of an update of the paper's 3C3D (Appendix F), beside torch's Adam, BackPACK and the authors' HesScale.
+
+    python benchmarks/convolutions.py [--hesscale PATH] [--csv results/convolutions.csv]
+
+The network has 394,052 parameters and 100 classes; the time is that from the forward pass to the step, in float32, on
+one thread. Methods are timed in turns; the peers are those of critic.py, which compares their gradients with ours, but
+for BackPACK's DiagHessian: it makes a matrix of an activation's size squared, 10 GB an image after the first layer.
+"""
+
+import sys
+from dataclasses import dataclass
+
+import critic
+from timing import check_table, in_turns, limit_threads, report
+
+from hesscale_utils import parse_args
+
+OURS = ("adam", "adahesscalegn", "adahesscale", "scaled-adahesscale", "adahessian")
+
+
+@dataclass
+class Args(critic.Args):
+    batch: int = 16
+    """images in a batch"""
+    rounds: int = 20
+    """number of times that each is timed"""
+
+
+def main(args):
+    critic.check_args(args)
+    if args.batch < 1:
+        sys.exit(f"error: --batch {args.batch}: must be at least 1")
+    check_table(args)
+    limit_threads()
+    peers = critic.Peers(args, [name for name in critic.PEERS if "DiagHessian" not in name])
+    problem = critic.Problem(3, (), 100, 1 if args.quick else args.batch, "3c3d")
+    timed = critic.functions(problem, OURS, peers, calls=1)
+    print(*peers.checks.values(), sep="\n")
+    title = f"update of 3C3D with {problem.batch} images"
+    report(
+        title,
+        in_turns(timed, 1 if args.quick else args.rounds, 0 if args.quick else 2),
+        critic.REFERENCE,
+        "us",
+        args.csv,
+    )
+
+
+if __name__ == "__main__":
+    main(parse_args(Args))
