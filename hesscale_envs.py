@@ -428,6 +428,7 @@ def make_env(args, video_folder=None, video_trigger=None):
         states = random.getstate(), np.random.get_state()
         try:
             env.reset()
+            follow_body(getattr(env.unwrapped, "mujoco_renderer", None))
             with warnings.catch_warnings():  # GLFW's, of which the error says as much
                 warnings.simplefilter("ignore")
                 env.render()
@@ -438,6 +439,17 @@ def make_env(args, video_folder=None, video_trigger=None):
         np.random.set_state(states[1])
     time_limit = env.spec.max_episode_steps if getattr(args, "time_feature", False) else None
     return NormalizedEnv(env, args.gamma, args.norm_obs, args.norm_reward, time_limit)
+
+
+def follow_body(renderer):
+    """Look through the camera that goes with the agent, where a MuJoCo environment has one.
+
+    gymnasium 1.4 does so only if asked for it by `camera_name=track`; else agents run out of the picture.
+    """
+    if getattr(renderer, "camera_id", None) == -1:  # no camera was asked for
+        import mujoco
+
+        renderer.camera_id = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")  # or -1 again
 
 
 def fail_to_render(env_id, error):

@@ -451,8 +451,8 @@ FAULTS = [
     ('images: gray is a plain mean', 'experiments/image_data.py', 'images', ('GRAY = (0.2989, 0.587, 0.114)', 'GRAY = (1 / 3, 1 / 3, 1 / 3)')),
     ('images: 3C3D with another kernel', 'experiments/networks.py', 'images', ('nn.Conv2d(channels, 64, 5)', 'nn.Conv2d(channels, 64, 3)')),
     ('images: All-CNN-C without dropout', 'experiments/networks.py', 'images', ('* (place % 3 == 0)', '* 0')),
-    ("images: All-CNN-C's biases 0", 'experiments/image_classification.py', 'images', ('0.1 if name == "all-cnn-c" else 0.0', '0.0')),
-    ("images: torch's initial weights", 'experiments/image_classification.py', 'images', ('            initialize(layer.weight)\n', '')),
+    ("images: All-CNN-C's biases 0", 'experiments/networks.py', 'images', ('0.1 if name == "all-cnn-c" else 0.0', '0.0')),
+    ("images: torch's initial weights", 'experiments/networks.py', 'images', ('            initialize(layer.weight)\n', '')),
     ('images: uniform convolutions', 'experiments/networks.py', 'images', ('nn.init.xavier_normal_ if isinstance(layer, nn.Conv2d) else nn.init.xavier_uniform_', 'nn.init.xavier_uniform_')),
     ('images: BL89 is HesScale', 'experiments/image_classification.py', 'images', ('if method == "bl89":', 'if False:')),
     ('images: GN is HesScale', 'experiments/image_classification.py', 'images', ('gauss_newton=method == "adahesscalegn"', 'gauss_newton=False')),
@@ -482,6 +482,12 @@ FAULTS = [
     ("images: a study takes other lengths' runs", 'experiments/image_classification.py', 'images', ('found[[key in keys for key in known(found)]]', 'found')),
     ('images: an interrupt waits', 'experiments/image_classification.py', 'images', ('            process.terminate()', '            pass')),
     ('images: seeds in both roles', 'experiments/image_classification.py', 'images', ('if both := {*self.seeds} & {*self.selection_seeds}:', 'if both := ():')),
+    ("layers: nothing for the images' gradient, always", 'hesscale_layers.py', 'layers', ('below = [x] if x.requires_grad else []', 'below = []')),
+    ("layers: a convolution's own way without its stride", 'hesscale_layers.py', 'layers', ('*sides, False,', 'sides[0], [1] * len(layer.stride), *sides[2:], False,')),
+    ('layers: reflections are zeros', 'hesscale_layers.py', 'layers', (' and layer.padding_mode == "zeros"', '')),
+    ('layers: squares that autograd follows', 'hesscale_layers.py', 'layers', ('    with torch.no_grad():\n        found', '    if True:\n        found')),
+    ("layers: frozen weights' diagonals", 'hesscale_layers.py', 'layers', ('mask = [any(t is w for w in wanted) for t in (x, weight, bias)]', 'mask = [True, True, bias is not None]')),
+    ('layers: a network without parameters below fails', 'hesscale_layers.py', 'layers', ('if not out.requires_grad:  # no parameters below\n                break', 'if False:\n                break')),
 ]
 # fmt: on
 

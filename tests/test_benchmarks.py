@@ -35,6 +35,7 @@ PEERS = ["--peers-python", "no/python"]  # CI measures without them
 BENCHMARKS = {
     "minibatch.py": ["CleanRL's way", "scaled-adahesscale on tensors", "one flat vector", "NormalizedEnv"],
     "critic.py": ["skipped: ", "run benchmarks/peers.sh", "torch.optim.Adam: gradient as ours", "scaled-adahesscale"],
+    "convolutions.py": ["run benchmarks/peers.sh", "update of 3C3D with 1 images", "adahesscalegn"],
     "cost.py": ["run benchmarks/peers.sh", "update over the number of layers", "AdaHesScaleGN, ours"],
     "whole_run.py": ["CleanRL is skipped; to have it: git clone", "Stable-Baselines3 is skipped", "bare environment"],
 }
@@ -51,10 +52,11 @@ def test_the_benchmarks_run_and_quick_keeps_no_table(tmp_path, script):
     assert {path: path.read_bytes() for path in (ROOT / "results").rglob("*.*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("script", ["critic.py", "sb3_run.py"])
+@pytest.mark.parametrize("script", ["critic.py", "convolutions.py", "sb3_run.py"])
 def test_the_peers_environment_has_the_packages_that_its_scripts_import(script):
     """CI does not make it, and so would not see that one is missing."""
     installed = set(re.findall(r"^([\w-]+)==", (ROOT / "benchmarks/peers.txt").read_text().replace("-", "_"), re.M))
+    folders = [ROOT, *(ROOT / name for name in ("benchmarks", "scripts", "experiments"))]
     scripts, imported = [ROOT / "benchmarks" / script], set()
     while scripts:
         for node in ast.parse(scripts.pop().read_text()).body:
@@ -62,13 +64,9 @@ def test_the_peers_environment_has_the_packages_that_its_scripts_import(script):
                 names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
                 modules = {name.partition(".")[0] for name in names} - imported
                 imported |= modules
-                paths = [
-                    folder / f"{module}.py"
-                    for module in modules
-                    for folder in (ROOT, ROOT / "benchmarks", ROOT / "scripts")
-                ]
+                paths = [folder / f"{module}.py" for module in modules for folder in folders]
                 scripts += [path for path in paths if path.exists()]
-    ours = {path.stem for folder in (ROOT, ROOT / "benchmarks", ROOT / "scripts") for path in folder.glob("*.py")}
+    ours = {path.stem for folder in folders for path in folder.glob("*.py")}
     assert "torch" in imported
     assert imported - ours - sys.stdlib_module_names <= installed
 

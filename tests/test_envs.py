@@ -414,6 +414,28 @@ def test_arguments_reach_the_environment_or_are_one_line():
         make_env(args_of("toy_envs:Toggle-v1", env_kwargs="colour=red"))
 
 
+@pytest.mark.parametrize(
+    "env_id, kwargs, camera",
+    [("Walker2d-v4", {}, "track"), ("Ant-v5", {}, "track"), ("InvertedDoublePendulum-v4", {}, None),
+     ("Walker2d-v5", dict(camera_id=-5), -5)],
+)  # fmt: skip
+def test_videos_are_seen_through_the_camera_that_goes_with_the_agent(env_id, kwargs, camera):
+    renderer = gym.make(env_id, render_mode="rgb_array", **kwargs).unwrapped.mujoco_renderer
+    hesscale_envs.follow_body(renderer)
+    cameras = [renderer.model.camera(i).name for i in range(renderer.model.ncam)]
+    assert renderer.camera_id == (cameras.index(camera) if camera in cameras else camera or -1)
+
+
+def test_videos_of_other_environments_have_no_such_camera(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(
+        hesscale_envs, "follow_body", lambda renderer, f=hesscale_envs.follow_body: asked.append(f(renderer))
+    )
+    make_env(args_of("toy_envs:Film-v0"), tmp_path / "a")
+    make_env(args_of("toy_envs:Film-v0"))
+    assert asked == [None]
+
+
 def test_a_way_of_rendering_must_be_the_one_that_videos_need(tmp_path):
     with pytest.raises(
         SystemExit, match=r"^error: --env-kwargs render_mode=human: --capture-video needs render_mode=rgb"

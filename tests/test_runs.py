@@ -766,6 +766,12 @@ def evaluate_process(cwd, *flags, **environment):
     return done.returncode, done.stdout, done.stderr
 
 
+def test_the_agent_in_the_repository_walks(tmp_path):
+    status, stdout, stderr = evaluate(tmp_path, ROOT / "agents/walker2d.pt", "--episodes", "2")
+    assert status == 0, stderr
+    assert float(re.search(r"return (\S+) ±", stdout)[1]) > 2000 and "Walker2d-v4" in stdout
+
+
 @both
 @pytest.mark.parametrize("env_id", ["Hopper-v4", "CartPole-v1"])
 def test_a_loaded_agent_acts_as_the_saved_one(tmp_path, monkeypatch, agent, env_id):
