@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import re
 import runpy
 import shutil
 import signal
