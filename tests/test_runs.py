@@ -27,6 +27,7 @@ import torch
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tensorboard.summary.writer import event_file_writer
 from test_agents import AGENTS, both, scalars
 
 import hesscale_envs
@@ -36,6 +37,8 @@ from hesscale_run import Run
 from hesscale_utils import from_plain, parse_args, to_plain
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "WANDB_MODE": "offline"}
+# event files of one second are read in the order of these numbers as words, where 10 comes before 9
+event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)
 DRIFT = "--env-id toy_envs:Drift-v0 --num-steps 128 --checkpoint-interval 500".split()
 QUICK = {"ppo": ["--num-minibatches", "4", "--update-epochs", "2"], "a2c": []}
 
