@@ -15,7 +15,6 @@ Hutchinson's estimate (AdaHessian), of HesScale or HesScaleGN, of BL89 (Becker a
 Gauss-Newton diagonal by one label drawn for each image (Dangel et al. 2020, "BackPACK").
 """
 
-import os
 import signal
 import sys
 import time
@@ -43,6 +42,7 @@ import torch.nn.functional as F
 from diagonals import bl89_hess_logits
 from image_data import augment, load_cifar, load_mnist
 from networks import make_network
+from sweep import cores
 from tables import write_csv
 from torch.func import functional_call, vjp, vmap
 from tqdm import tqdm
@@ -112,7 +112,7 @@ class Args:
         self.network = self.network or ("2c2d" if self.data is None else "3c3d")
         self.epochs = self.epochs or (20 if self.data is None else 200)
         self.batch_size = self.batch_size or (64 if self.data is None else 128)
-        self.jobs = self.jobs or (1 if self.cuda else len(os.sched_getaffinity(0)))
+        self.jobs = self.jobs or (1 if self.cuda else cores())
         name = f"{'mnist' if self.data is None else 'cifar100'}_{self.network.replace('-', '_')}"
         self.out = self.out or ROOT / ("figures" if self.quick else "results/image_classification") / name
         if not self.out.name:
@@ -149,9 +149,9 @@ def leave_squares(net, vectors):
     J is the Jacobian of the network's output for that sample, so that for v = (q - e_label) / sqrt(B) with labels drawn
     from q it is an unbiased estimate of the Gauss-Newton diagonal of the mean loss.
     """
-    outputs = [out for _, _, out in net._kept]
-    grads = torch.autograd.grad(outputs[-1], outputs, vectors, retain_graph=True)
-    for (layer, x, _), g in zip(net._kept, grads, strict=True):
+    kept = [(layer, x, out) for layer, x, out in net._kept if out.requires_grad]  # from the first parameters on
+    grads = torch.autograd.grad(kept[-1][-1], [out for _, _, out in kept], vectors, retain_graph=True)
+    for (layer, x, _), g in zip(kept, grads, strict=True):
         parameters = dict(layer.named_parameters())
 
         def pull(x, g, layer=layer, parameters=parameters):
@@ -209,11 +209,11 @@ def train(args, method, learning_rate, seed):
             except FloatingPointError:
                 diverged = True
                 break
-        loss = float(torch.stack(losses).mean())  # waits for the GPU
+        loss = np.nan if diverged else float(torch.stack(losses).mean())  # waits for the GPU
         seconds += clock() - start
-        diverged = diverged or not np.isfinite(loss)
+        diverged = not np.isfinite(loss)
         accuracies = [1 / images.classes] * 2 if diverged else [accuracy(net, images, *p) for p in (validation, test)]
-        for name, value in zip(CURVES, (np.nan if diverged else loss, *accuracies, seconds), strict=True):
+        for name, value in zip(CURVES, (loss if not diverged else np.nan, *accuracies, seconds), strict=True):
             curves[name].append(value)
         if diverged:
             break

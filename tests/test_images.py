@@ -216,6 +216,17 @@ def test_squares_are_those_of_each_samples_gradient():
         torch.testing.assert_close(p.hess, expected)
 
 
+def test_squares_of_a_network_that_begins_without_parameters():
+    net = make_network("all-cnn-c", 3, 100)
+    x, y = torch.rand(2, 3, 32, 32), torch.tensor([3, 5])
+    net.eval()
+    leave_derivatives("ggn-mc", net, x, y)
+    vectors = torch.randn(2, 100)
+    leave_squares(net, vectors)
+    for p, expected in zip(net.parameters(), per_sample_squares(net, x, vectors), strict=True):
+        torch.testing.assert_close(p.hess, expected, rtol=1e-3, atol=1e-6)
+
+
 def test_ggn_mc_is_the_gauss_newton_diagonal_on_average(monkeypatch):
     """Over all labels, weighted by their probabilities, for each sample alone: the exact diagonal."""
     net, x, y = small()
@@ -365,6 +376,21 @@ def test_a_run_that_diverges_says_so_and_counts_as_chance(tiny, method, lr):
     assert (
         np.isnan(curves["train_loss"][-1]) and curves["test_accuracy"][-1] == curves["validation_accuracy"][-1] == 0.1
     )
+
+
+def test_a_run_may_diverge_in_the_first_batch_of_an_epoch(tiny, monkeypatch):
+    calls, leave = [], ic.leave_derivatives
+
+    def diverge(*args):
+        calls.append(1)
+        if len(calls) == 4:  # three batches an epoch
+            raise FloatingPointError
+        return leave(*args)
+
+    monkeypatch.setattr(ic, "leave_derivatives", diverge)
+    curves, diverged = ic.train(settings(), "adam", 1e-3, 1)
+    assert diverged and np.isfinite(curves["train_loss"][0]) and np.isnan(curves["train_loss"][1:]).all()
+    assert curves["test_accuracy"][1:] == [0.1, 0.1]
 
 
 # ---- the study -----------------------------------------------------------------------------------------------
