@@ -245,6 +245,22 @@ def test_every_layer_is_exact_where_all_hessians_are_diagonal(name, pool):
         torch.testing.assert_close(p.hess, diagonal)
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_hesscale_gn_is_exact_where_all_hessians_are_diagonal(name):
+    """The Gauss-Newton diagonal of half a squared error, the mean of (dv / dw)^2; in any network at its last layer."""
+    activation = lambda: copy.deepcopy(ACTIVATIONS[name][0])  # noqa: E731
+    narrow = nn.Sequential(nn.Linear(2, 1), activation(), nn.Linear(1, 1), activation(), nn.Linear(1, 1))
+    wide = nn.Sequential(nn.Linear(2, 5), activation(), nn.Linear(5, 1))
+    for model, exact_layers in (narrow, 6), (wide, 2):
+        net, x = HesScale(model), torch.randn(4, 2)
+        _, grad, hess = value_loss(net(x), torch.randn(4, 1))
+        net.backward(grad, hess, gauss_newton=True)
+        rows = [torch.autograd.grad(model(sample[None])[0, 0], [*model.parameters()]) for sample in x]
+        squares = [sum(row[i] ** 2 for row in rows) / 4 for i in range(len(rows[0]))]
+        for p, exact in [*zip(net.parameters(), squares, strict=True)][-exact_layers:]:
+            torch.testing.assert_close(p.hess, exact)
+
+
 @pytest.mark.parametrize("gauss_newton", [False, True])
 def test_it_is_the_agents_network_where_both_apply(gauss_newton):
     mlp = TanhMLP(5, (6, 4), 3).double()
