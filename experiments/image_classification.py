@@ -58,6 +58,7 @@ METHODS = {
 }  # fmt: skip
 MORE_STYLES = {"bl89": dict(color="#5A3A22", linestyle=(0, (1, 1)), marker="P"),
                "ggn-mc": dict(color="#8C8C00", linestyle=(0, (4, 1, 1, 1)), marker="X")}  # fmt: skip
+BASELINES, WIDE = ("adam", "adahessian"), 20  # percent; wider intervals, of runs that diverged, would hide the others
 CURVES = "train_loss", "validation_accuracy", "test_accuracy", "seconds"  # a number for each epoch
 
 
@@ -292,58 +293,51 @@ def choose(selection):
 
 
 def summarize(report, optimizers):
-    """Return a row for each optimizer: its accuracies on the test images, and their differences from Adam's.
+    """Return a row for each optimizer: its accuracies on the test images, less Adam's and less AdaHessian's.
 
-    `in_time` is the accuracy of the last epoch that ends within the seconds that Adam takes for all, and `cost` the
-    median over pairs of runs of the seconds of an epoch, of Adam's.
+    `test` is that of the last epoch, `in_time` that of the last one that ends within the seconds that Adam takes for
+    all, and `cost` the seconds of an epoch, of Adam's; both are medians over the runs.
     """
-    final = lambda runs: [np.array([curve[-1] for curve in runs["test_accuracy"]])]  # noqa: E731
-    adam = report[report["optimizer"] == "adam"]
-    budget = np.median([seconds[-1] for seconds in adam["seconds"]]) if len(adam) else np.nan
-    rows = []
-    for name in optimizers:
-        runs = report[report["optimizer"] == name]
-        row = {"optimizer": name, "learning_rate": runs["learning_rate"].iloc[0], "runs": len(runs)}
-        row |= {"diverged": int(runs["diverged"].sum())}
-        numbers = {"test": stats.mean(final(runs))}
-        if len(adam) and name != "adam":
-            epochs = [np.searchsorted(seconds, budget, "right") - 1 for seconds in runs["seconds"]]
-            curves = zip(runs["test_accuracy"], epochs, strict=True)
-            in_time = [np.array([curve[epoch] if epoch >= 0 else np.nan for curve, epoch in curves])]
-            numbers["test_difference"] = stats.difference(final(runs), final(adam))
-            numbers["in_time"] = stats.mean(in_time)
-            numbers["in_time_difference"] = stats.difference(in_time, final(adam))
-        for key in "test", "test_difference", "in_time", "in_time_difference":
-            value = numbers.get(key, (np.nan,) * 3)
-            row |= dict(zip((key, f"{key}_low", f"{key}_high"), map(float, value), strict=True))
-        own = [seconds[-1] for seconds in runs["seconds"]]
-        row["seconds"] = float(np.median(own)) / len(runs["seconds"].iloc[0])
-        row["cost"] = float(np.median(own) / budget)
-        rows.append(row)
-    return rows
+    runs = {name: report[report["optimizer"] == name] for name in optimizers}
+    total = {name: np.median([seconds[-1] for seconds in rows["seconds"]]) for name, rows in runs.items()}
+    budget, accuracies = total.get("adam", np.nan), {}
+    for name, rows in runs.items():
+        ends = [len(s) if name == "adam" else np.searchsorted(s, budget, "right") for s in rows["seconds"]]
+        curves = [*rows["test_accuracy"]]
+        in_time = [curve[end - 1] if end else np.nan for curve, end in zip(curves, ends, strict=True)]
+        accuracies[name] = {"test": [np.array([curve[-1] for curve in curves])], "in_time": [np.array(in_time)]}
+    table = []
+    for name, rows in runs.items():
+        row = {"optimizer": name, "learning_rate": rows["learning_rate"].iloc[0], "runs": len(rows)}
+        row |= {"diverged": int(rows["diverged"].sum())}
+        for key, values in accuracies[name].items():
+            numbers = {key: stats.mean(values)}
+            for base in BASELINES:
+                both = name != base and base in accuracies
+                numbers[f"{key}_less_{base}"] = (
+                    stats.difference(values, accuracies[base][key]) if both else [np.nan] * 3
+                )
+            for column, value in numbers.items():
+                row |= dict(zip((column, f"{column}_low", f"{column}_high"), map(float, value), strict=True))
+        row["seconds"], row["cost"] = float(total[name]) / len(rows["seconds"].iloc[0]), float(total[name] / budget)
+        table.append(row)
+    return table
 
 
 def markdown(rows):
     """Return the table of `summarize`, in percent."""
-    head = [
-        "",
-        "step size",
-        "test accuracy, %",
-        "less Adam's",
-        "in Adam's time",
-        "less Adam's",
-        "s an epoch",
-        "of Adam's",
-    ]
+    less = [f"less {METHODS[name][0]}'s" for name in BASELINES]
+    head = ["", "step size", "diverged", "test accuracy, %", *less, "in Adam's time", *less, "s an epoch", "of Adam's"]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for row in rows:
-        cells = [METHODS[row["optimizer"]][0], f"{row['learning_rate']:g}"]
+        cells = [METHODS[row["optimizer"]][0], f"{row['learning_rate']:g}", f"{row['diverged']} of {row['runs']}"]
         for name in "test", "in_time":
             value, low = 100 * row[name], 100 * row[f"{name}_low"]
             cells.append(f"{value:.2f}" + f" ± {value - low:.2f}" * (low == low) if value == value else "")
-            change, least, most = (100 * row[f"{name}_difference{end}"] for end in ("", "_low", "_high"))
-            text = f"{change:+.2f}" + f" ({least:+.2f} to {most:+.2f})" * (least == least)
-            cells.append((f"**{text}**" if least > 0 else text) * (change == change))
+            for base in BASELINES:
+                change, least, most = (100 * row[f"{name}_less_{base}{end}"] for end in ("", "_low", "_high"))
+                text = f"{change:+.2f}" + f" ({least:+.2f} to {most:+.2f})" * (least == least)
+                cells.append((f"**{text}**" if least > 0 else text) * (change == change))
         lines.append(f"| {' | '.join([*cells, format(row['seconds'], '.2f'), format(row['cost'], '.2f')])} |")
     return "\n".join(lines) + "\n"
 
@@ -366,7 +360,8 @@ def draw(selection, report, optimizers, images, path):
         seconds = np.median(np.array(list(runs["seconds"])), 0)
         for axis, x in (axes[1], np.arange(1, len(value) + 1)), (axes[2], seconds):
             axis.plot(x, value, markevery=max(1, len(value) // 6), label=METHODS[name][0], **style)
-            axis.fill_between(x, low, high, color=style["color"], alpha=0.16, linewidth=0)
+            narrow = high - low < WIDE
+            axis.fill_between(x, low, high, where=narrow, color=style["color"], alpha=0.16, linewidth=0)
     axes[0].set_xscale("log")
     axes[0].set(xlabel="step size", ylabel="validation accuracy, %", title="chosen on these seeds")
     axes[1].set(xlabel="epochs", ylabel="test accuracy, %", title="at the chosen step size, fresh seeds")
@@ -374,7 +369,8 @@ def draw(selection, report, optimizers, images, path):
     for axis in axes[1:]:
         axis.set_ylim(max(0, lowest - 1), min(100, axis.get_ylim()[1]))
     counts = len({*selection["seed"]}), len({*report["seed"]})
-    title = f"{images}; {counts[0]} seeds with their range to choose on, {counts[1]} with 95% t intervals to report"
+    title = f"{images}; {counts[0]} seeds with their range to choose on, {counts[1]} to report, with 95% t intervals "
+    title += f"where narrower than {WIDE}%"
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=len(optimizers), title=title,
                   handlelength=2.4, columnspacing=1.2)  # fmt: skip
     drawing.write_figure(path, figure)

@@ -418,23 +418,29 @@ def test_the_step_size_is_the_best_on_validation_and_the_smaller_of_equals():
 def test_the_table_is_what_is_worked_out_by_hand():
     """Adam takes 4 s for 2 epochs; AdaHesScale's second ends after 6, so that its first counts in Adam's time."""
     rows = [
-        ("adam", 1e-3, 1, [0.0, 0.0], [0.3, 0.5], [2.0, 4.0]),
-        ("adam", 1e-3, 2, [0.0, 0.0], [0.3, 0.7], [2.0, 4.0]),
+        ("adam", 1e-3, 1, [0.0, 0.0], [0.3, 0.5], [2.0, 3.9]),
+        ("adam", 1e-3, 2, [0.0, 0.0], [0.3, 0.7], [2.0, 4.1]),
+        ("adahessian", 1e-2, 1, [0.0, 0.0], [0.2, 0.7], [4.0, 8.0]),
+        ("adahessian", 1e-2, 2, [0.0, 0.0], [0.2, 0.7], [4.0, 8.0]),
         ("adahesscale", 1e-2, 1, [0.0, 0.0], [0.5, 0.8], [3.0, 6.0]),
         ("adahesscale", 1e-2, 2, [0.0, 0.0], [0.7, 0.8], [3.0, 6.0]),
     ]
-    adam, ours = ic.summarize(runs_of(rows), ("adam", "adahesscale"))
+    adam, hutchinson, ours = ic.summarize(runs_of(rows), ("adam", "adahessian", "adahesscale"))
     half = 12.7062 * 0.1  # t(0.975, 1) * s / sqrt(2), s = 0.2 / sqrt(2)
     assert [adam[k] for k in ("test", "test_low", "test_high")] == pytest.approx(
         [0.6, 0.6 - half, 0.6 + half], rel=1e-4
     )
     assert [adam[k] for k in ("learning_rate", "runs", "seconds", "cost")] == [1e-3, 2, 2.0, 1.0]
+    assert adam["in_time"] == 0.6 and np.isnan(adam["test_less_adam"])
+    assert [hutchinson[k] for k in ("test_less_adam", "in_time", "cost")] == pytest.approx([0.1, 0.2, 2.0])
     assert [ours[k] for k in ("test", "in_time", "seconds", "cost")] == pytest.approx([0.8, 0.6, 3.0, 1.5])
-    assert ours["test_difference"] == pytest.approx(0.2) and ours["in_time_difference"] == pytest.approx(0.0)
-    assert ours["test_difference_low"] == pytest.approx(0.2 - half, rel=1e-4)  # all the variance is Adam's
-    table = ic.markdown([adam, ours])
-    assert "| AdaHesScale | 0.01 | 80.00 ± 0.00 | +20.00 (-107.06 to +147.06) | 60.00 ± 127.06 |" in table
-    assert "| 3.00 | 1.50 |" in table
+    assert ours["test_less_adam"] == pytest.approx(0.2) and ours["in_time_less_adam"] == pytest.approx(0.0)
+    assert ours["test_less_adahessian"] == pytest.approx(0.1)
+    assert ours["in_time_less_adahessian"] == pytest.approx(0.4)
+    assert ours["test_less_adam_low"] == pytest.approx(0.2 - half, rel=1e-4)  # all the variance is Adam's
+    table = ic.markdown([adam, hutchinson, ours])
+    assert "| AdaHesScale | 0.01 | 0 of 2 | 80.00 ± 0.00 | +20.00 (-107.06 to +147.06) | **+10.00 (+10.00 to" in table
+    assert "| 60.00 ± 127.06 | +0.00" in table and "| 3.00 | 1.50 |" in table
 
 
 def test_a_method_without_an_epoch_in_adams_time_has_no_accuracy_in_it():
