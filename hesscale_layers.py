@@ -132,7 +132,7 @@ class HesScale(nn.Module):
     """A network that backpropagates a gradient and a Hessian diagonal through the layers of an nn.Sequential.
 
     `model` may contain further nn.Sequentials; its parameters are those of this network. Raises TypeError for a layer
-    without a rule, and ValueError for one that is used twice.
+    without a rule, and ValueError for a layer or a parameter that is used twice.
     """
 
     def __init__(self, model):
@@ -141,6 +141,8 @@ class HesScale(nn.Module):
         self.layers = list(self._layers_of(model, "model"))
         if len({*map(id, self.layers)}) < len(self.layers):
             raise ValueError("a layer is used twice: give each place a layer of its own")
+        if len(list(self.parameters())) < sum(len(list(layer.parameters())) for layer in self.layers):
+            raise ValueError("two layers share a parameter: give each layer its own")
 
     def _layers_of(self, module, place):
         if type(module) is nn.Sequential:
@@ -151,6 +153,9 @@ class HesScale(nn.Module):
             raise TypeError(f"{place} is a {type(module).__name__}, for which HesScale has no rule: {add}")
         elif getattr(module, "return_indices", False):
             raise TypeError(f"{place} returns indices, which no next layer takes: leave return_indices out")
+        elif RULES[type(module)] is weighted and (more := {*dict(module.named_parameters())} - {"weight", "bias"}):
+            names = ", ".join(sorted(more))
+            raise TypeError(f"{place} has the parameters {names}: HesScale knows weight and bias; undo what made them")
         else:
             yield module
 
@@ -182,6 +187,8 @@ class HesScale(nn.Module):
         if not self._kept:
             raise RuntimeError("HesScale.backward needs the inputs of a forward pass: call forward first")
         out = self._kept[-1][-1]
+        if not out.requires_grad and any(p.requires_grad for p in self.parameters()):
+            raise RuntimeError("forward ran in torch.inference_mode, which keeps no graph: use torch.no_grad")
         g, h = (
             d if d is None else torch.as_tensor(d, dtype=out.dtype, device=out.device).detach()
             for d in (grad_output, hess_output)

@@ -489,6 +489,9 @@ FAULTS = [
     ('layers: squares that autograd follows', 'hesscale_layers.py', 'layers', ('    with torch.no_grad():\n        found', '    if True:\n        found')),
     ("layers: frozen weights' diagonals", 'hesscale_layers.py', 'layers', ('mask = [any(t is w for w in wanted) for t in (x, weight, bias)]', 'mask = [True, True, bias is not None]')),
     ('layers: a network without parameters below fails', 'hesscale_layers.py', 'layers', ('if not out.requires_grad:  # no parameters below\n                break', 'if False:\n                break')),
+    ('layers: shared parameters', 'hesscale_layers.py', 'layers', ('if len(list(self.parameters())) < sum(len(list(layer.parameters())) for layer in self.layers):', 'if False:')),
+    ('layers: other parameters than weight and bias', 'hesscale_layers.py', 'layers', ('{*dict(module.named_parameters())} - {"weight", "bias"}', 'set()')),
+    ('layers: inference mode leaves nothing silently', 'hesscale_layers.py', 'layers', ('if not out.requires_grad and any(p.requires_grad for p in self.parameters()):', 'if False:')),
 ]
 # fmt: on
 

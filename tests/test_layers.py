@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.utils.prune
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -343,6 +344,18 @@ def test_frozen_layers_get_neither_and_the_others_theirs():
     make_optimizer("adahesscale", net.parameters(), lr=1e-3).step()
 
 
+def tied():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
+    model[2].weight = model[0].weight
+    return model
+
+
+def pruned():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    torch.nn.utils.prune.l1_unstructured(model[1], "weight", amount=2)
+    return model
+
+
 class OwnForward(nn.Sequential):
     def forward(self, x):
         return x
@@ -361,6 +374,8 @@ class OwnForward(nn.Sequential):
         (OwnForward(nn.Linear(2, 2)), TypeError, "model is a OwnForward"),
         (nn.MaxPool2d(2, return_indices=True), TypeError, "model returns indices"),
         (nn.Sequential(*[nn.Linear(2, 2)] * 2), ValueError, "a layer is used twice"),
+        (tied(), ValueError, "two layers share a parameter"),
+        (pruned(), TypeError, "model.1 has the parameters weight_orig: HesScale knows weight and bias"),
     ],
 )
 def test_what_it_can_not_do_is_refused_at_once(model, error, message):
@@ -379,6 +394,20 @@ def test_wrong_use_is_named():
         net.backward(torch.ones(4, 3), torch.ones(4, 1))
     with pytest.raises(ValueError, match=r"grad_output has shape \[3\]; expected"):
         net.backward(torch.ones(3), torch.ones(4, 3))
+
+
+def test_inference_mode_is_for_forward_passes_alone():
+    net, x = HesScale(nn.Linear(2, 3)), torch.randn(4, 2)
+    with torch.inference_mode():
+        out = net(x)
+    torch.testing.assert_close(out.clone(), net.model(x).detach())
+    with pytest.raises(RuntimeError, match="which keeps no graph: use"):
+        net.backward(torch.ones(4, 3), torch.ones(4, 3))
+    for p in net.parameters():
+        p.requires_grad_(False)
+    net(x)
+    net.backward(torch.ones(4, 3), torch.ones(4, 3))  # nothing is trained
+    assert all(p.grad is None for p in net.parameters())
 
 
 def test_a_reader_adds_a_rule(monkeypatch):
