@@ -170,8 +170,10 @@ def test_what_is_missing_is_one_line(tmp_path):
 
     assert error().startswith("error: GRIDS is missing")
     assert error(("figure7",)).startswith("error: --out is missing")
-    text = error(("figure7",), str(tmp_path / "x"), (str(tmp_path),))
-    assert text == "error: figure7: none of the grid's 30 runs has ended; scripts/sweep.sh makes them"
+    grid = tmp_path / "grid.toml"  # of a run that no archive has
+    grid.write_text('[[grid]]\nagent = "ppo"\nenv_id = "Hopper-v4"\nseed = 987654\n')
+    text = error((str(grid),), str(tmp_path / "x"), (str(tmp_path),))
+    assert text == f"error: {grid}: none of the grid's 1 runs has ended; scripts/sweep.sh makes them"
 
 
 def test_the_grids_are_those_of_the_figure_and_of_agents_left_running():

@@ -191,7 +191,7 @@ def test_networks_have_the_authors_sizes_and_initial_weights(name, channels, cla
             area = layer.weight[0, 0].numel()
             std = (2 / (area * sum(layer.weight.shape[:2]))) ** 0.5  # Glorot and Bengio 2010
             assert layer.weight.detach().std() == pytest.approx(std, rel=0.15)
-            largest = float(layer.weight.abs().max()) / std
+            largest = layer.weight.abs().max().item() / std
             assert (largest < 3**0.5 + 1e-4) == isinstance(layer, nn.Linear)  # uniform, or normal
     assert any(isinstance(layer, nn.Dropout) for layer in net.layers) == (name == "all-cnn-c")
 
