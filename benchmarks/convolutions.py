@@ -11,11 +11,8 @@ import sys
 from dataclasses import dataclass
 
 import critic
-from timing import check_table, in_turns, limit_threads, report
 
 from hesscale_utils import parse_args
-
-OURS = ("adam", "adahesscalegn", "adahesscale", "scaled-adahesscale", "adahessian")
 
 
 @dataclass
@@ -27,23 +24,11 @@ class Args(critic.Args):
 
 
 def main(args):
-    critic.check_args(args)
     if args.batch < 1:
         sys.exit(f"error: --batch {args.batch}: must be at least 1")
-    check_table(args)
-    limit_threads()
-    peers = critic.Peers(args, [name for name in critic.PEERS if "DiagHessian" not in name])
     problem = critic.Problem(3, (), 100, 1 if args.quick else args.batch, "3c3d")
-    timed = critic.functions(problem, OURS, peers, calls=1)
-    print(*peers.checks.values(), sep="\n")
-    title = f"update of 3C3D with {problem.batch} images"
-    report(
-        title,
-        in_turns(timed, 1 if args.quick else args.rounds, 0 if args.quick else 2),
-        critic.REFERENCE,
-        "us",
-        args.csv,
-    )
+    peers = [name for name in critic.PEERS if "DiagHessian" not in name]
+    critic.compare(args, problem, f"update of 3C3D with {problem.batch} images", names=peers)
 
 
 if __name__ == "__main__":

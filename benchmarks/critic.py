@@ -329,15 +329,20 @@ def functions(problem, names, peers, **options):
     return timed | peers.functions(problem, **options)
 
 
-def main(args):
+def compare(args, problem, title, calls=1, names=tuple(PEERS)):
+    """Time the updates of a problem by our optimizers and by the peers `names`, and report them."""
     check_args(args)
     check_table(args)
     limit_threads()
-    peers = Peers(args)
-    calls, rounds, warmup = (1, 1, 0) if args.quick else (20, args.rounds, 2)
-    timed = functions(CRITIC, OURS, peers, calls=calls)
+    peers = Peers(args, names)
+    calls, rounds, warmup = (1, 1, 0) if args.quick else (calls, args.rounds, 2)
+    timed = functions(problem, OURS, peers, calls=calls)
     print(*peers.checks.values(), sep="\n")
-    report("critic update of 64 samples", in_turns(timed, rounds, warmup), REFERENCE, path=args.csv)
+    report(title, in_turns(timed, rounds, warmup), REFERENCE, path=args.csv)
+
+
+def main(args):
+    compare(args, CRITIC, "critic update of 64 samples", calls=20)
 
 
 def check_args(args):

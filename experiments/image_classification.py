@@ -16,7 +16,6 @@ Gauss-Newton diagonal by one label drawn for each image (Dangel et al. 2020, "Ba
 """
 
 import signal
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -27,21 +26,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "experiments")]
-from hesscale_utils import check_installed, fail, limit_threads, parse_args
-
-for package in "matplotlib", "scipy", "pandas":
-    check_installed(package, "experiments/", "requirements-study.txt")
+from diagonals import ROOT, bl89_hess_logits  # isort: skip  # first, for it makes the others importable
 import drawing
 import numpy as np
-import pandas as pd
 import stats
 import torch
 import torch.nn.functional as F
-from diagonals import bl89_hess_logits
 from image_data import augment, load_cifar, load_mnist
 from networks import make_network
+from reading import pd  # which checks that pandas is there
 from sweep import cores
 from tables import write_csv
 from torch.func import functional_call, vjp, vmap
@@ -49,6 +42,7 @@ from tqdm import tqdm
 
 from hesscale_core import cross_entropy_loss, hutchinson, make_optimizer
 from hesscale_run import write_atomically
+from hesscale_utils import fail, limit_threads, parse_args
 
 # a method's name: what the tables call it, and the core's optimizer that its diagonal goes to
 METHODS = {
