@@ -66,6 +66,7 @@ class Problem(NamedTuple):
     out_features: int
     batch: int
     network: str | None = None
+    device: str = "cpu"
 
     @property
     def is_value(self):
@@ -93,7 +94,7 @@ def _make(problem):
 
 def make(problem):
     """Return a network, inputs and targets, the same for every method and in every process."""
-    return copy.deepcopy(_make(problem))
+    return tuple(part.to(problem.device) for part in copy.deepcopy(_make(problem)))
 
 
 class Method(NamedTuple):
@@ -117,6 +118,8 @@ def time_updates(method, calls, with_forward=True):
             start = perf_counter()
         method.backward(output)
         method.step()
+        if method.params[0].is_cuda:
+            torch.cuda.synchronize()  # the GPU works on while Python goes on
         total += perf_counter() - start
     return total / calls * 1e6
 
