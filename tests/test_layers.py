@@ -331,6 +331,31 @@ def test_the_last_forward_counts_and_another_dtype_follows():
     assert all(p.hess is None for p in net.parameters()) and all(p.hess is not None for p in copied.parameters())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("optimizer", ["adam", "adahesscale", "scaled-adahesscalegn"])
+@pytest.mark.parametrize("name", ["layers", "mlp"])
+def test_a_gpu_computes_the_same(name, optimizer):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.ELU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(196, 5)
+    net = (TanhMLP(48, (16,), 5) if name == "mlp" else HesScale(nn.Sequential(*layers))).double()
+    x = torch.randn(8, 48, dtype=torch.float64) if name == "mlp" else torch.randn(8, 3, 16, 16, dtype=torch.float64)
+    y, nets = torch.randint(5, (8,)), (net, copy.deepcopy(net).cuda())
+    for net in nets:
+        steps = make_optimizer(optimizer, net.parameters(), lr=1e-3)
+        for _ in range(3):
+            with torch.no_grad():
+                output = net(x.to(next(net.parameters()).device))
+            _, grad, hess = cross_entropy_loss(output, y.to(output.device))
+            net.backward(grad, hess, steps.curvature == "HesScaleGN")
+            derivatives = [d.cpu() for p in net.parameters() for d in (p.grad, p.hess)]
+            steps.step()
+        net.derivatives = derivatives
+    torch.testing.assert_close(nets[1].derivatives, nets[0].derivatives, rtol=1e-9, atol=1e-12)
+    for ours, theirs in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert theirs.is_cuda
+        torch.testing.assert_close(theirs.cpu(), ours, rtol=1e-9, atol=1e-12)
+
+
 def test_frozen_layers_get_neither_and_the_others_theirs():
     net, x = HesScale(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))), torch.randn(4, 2)
     net(x)
