@@ -322,8 +322,6 @@ class ScaledOptimizer(torch.optim.Optimizer):
     is one trust region, so give the actor and the critic one each. AdaHessian has Hutchinson's estimate in .hess (Yao
     et al. 2021), whose mean square is the sum of a Hessian row's squares: the off-diagonal shortens its steps.
 
-    With `fisher`, h sums F^ U^2, F^ the average of .fisher (hesscale_fisher.py) by beta2, without a square.
-
     `params` are parameters or groups of them, for a TanhMLP fastest [net.flat]. `delta`, the trust region's radius, is
     by default the paper's for RL; a supervised loss wants a far larger one, or its steps are far too short. A step
     skips parameters that are frozen or have no .grad, and sets .hess to None, so that none is used twice; it records
@@ -334,10 +332,10 @@ class ScaledOptimizer(torch.optim.Optimizer):
     eta, trust_region = 1.0, None
     negative_curvature = property(lambda self: self._kept.negative_share(), doc="share of the last .hess below zero")
 
-    def __init__(self, name, params, lr, *, betas=(0.9, 0.999), eps=1e-8, delta=1e-8, fisher=False):
+    def __init__(self, name, params, lr, *, betas=(0.9, 0.999), eps=1e-8, delta=1e-8):
         if name not in OPTIMIZERS:
             raise ValueError(f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}")
-        super().__init__(params, dict(name=name, lr=lr, betas=betas, eps=eps, delta=delta, fisher=fisher))
+        super().__init__(params, dict(name=name, lr=lr, betas=betas, eps=eps, delta=delta))
         self.__setstate__({})
 
     def __setstate__(self, state):  # of load_state_dict, copies and pickles
@@ -345,10 +343,8 @@ class ScaledOptimizer(torch.optim.Optimizer):
         self.name = self.param_groups[0]["name"]
         self._kept, self.scaled = KeptArrays(self.name), self.name.startswith("scaled-")
         self.second_moment, self.curvature = KINDS[self.name.removeprefix("scaled-")]
-        self.fisher = self.scaled and self.param_groups[0].get("fisher", False)  # a state of before has no such key
-        by_hess = self.scaled and not self.fisher
-        self.needs_hess = by_hess or self.second_moment == "hess"
-        needed = self.second_moment, self.second_moment, by_hess and self.second_moment != "hess"
+        self.needs_hess = self.scaled or self.second_moment == "hess"
+        needed = self.second_moment, self.second_moment, self.scaled and self.second_moment != "hess"
         self.moments = [*itertools.compress(MOMENTS, needed)]
 
     def add_param_group(self, param_group):
@@ -393,15 +389,8 @@ class ScaledOptimizer(torch.optim.Optimizer):
                 scale = lr * correction / (1 - beta1**t)
             if exp_avg_hess_sq is not None:
                 _average_square(xp, exp_avg_hess_sq, hess, beta2, root)
-            metric_correction = correction
-            if self.fisher:
-                if getattr(p, "fisher", None) is None:
-                    raise RuntimeError(f"{self.name}: a parameter has no .fisher: call leave_fisher before each step")
-                average = state.setdefault("exp_avg_fisher", torch.zeros_like(p.fisher))
-                root[...] = average.mul_(beta2).add_(p.fisher, alpha=1 - beta2)
-                metric_correction, p.fisher = correction * correction, None
             root *= u
-            h += float(root.reshape(-1) @ u.reshape(-1)) * scale * scale / metric_correction
+            h += float(root.reshape(-1) @ u.reshape(-1)) * scale * scale / correction
             steps.append((data, u, scale))
             p.hess = None
         if not steps:

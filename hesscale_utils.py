@@ -201,10 +201,7 @@ def check_args(args):
     check(lambda n: n >= 0, "must be at least 0, which turns checkpoints off", "checkpoint_interval")
     check(lambda name: name.isprintable(), "has characters that can't be printed", "env_id", "exp_name")
     check(bool, "must not be empty", "env_id")
-    if args.fisher and not args.optimizer.startswith("scaled-"):
-        fail(f"--fisher: {args.optimizer} has no trust region to measure; choose scaled-{args.optimizer}")
-    by_gradient = ("sgd", "adam", "scaled-sgd", "scaled-adam") if args.fisher else ("sgd", "adam")
-    if args.critic_ggn and (args.optimizer in by_gradient or "adahessian" in args.optimizer):
+    if args.critic_ggn and (args.optimizer in ("sgd", "adam") or "adahessian" in args.optimizer):
         fail(f"--critic-ggn: {args.optimizer} does not use HesScale's diagonal, which this replaces; leave it out")
     for_file = "it names the model's file, so it must not"
     check(lambda name: name and name[0] != ".", f"{for_file} be empty or begin with a dot", "exp_name")
@@ -327,7 +324,11 @@ def stability_figures(agent, policy_before, obs):
         policy_before: its policy for `obs` before the update.
         obs: the rollout's observations [B, obs_dim], as the networks take them.
     """
-    figures = {"stability/kl": to_numpy(policy_before.kl(agent.policy(obs)))}
+    policy = agent.policy(obs)
+    figures = {"stability/kl": to_numpy(policy_before.kl(policy))}
+    if not agent.discrete:
+        log_std = to_numpy(policy.log_std)
+        figures |= {"stability/min_log_std": log_std.min(), "stability/max_log_std": log_std.max()}
     for name, net in agent.named_children():
         layers = [to_numpy(activations) for activations in net.hidden(obs)]
         units = np.concatenate(layers, axis=1)

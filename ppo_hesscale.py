@@ -22,7 +22,6 @@ from torch import nn
 
 from hesscale_core import Gaussian, Softmax, TanhMLP, hutchinson, make_optimizer, ppo_loss, value_loss
 from hesscale_envs import make_envs
-from hesscale_fisher import leave_fisher
 from hesscale_run import Run, evaluate, get_state, load_checkpoint, seed_everything, start
 from hesscale_utils import (
     check_args,
@@ -98,8 +97,6 @@ class Args:
     """term added to the square root of the second moment"""
     delta: float = 1e-7
     """radius of the trust region of the scaled optimizers (Algorithm 3)"""
-    fisher: bool = False
-    """toggles the Fisher information as the metric of the trust region, whose radius is then a KL divergence in nats"""
     critic_ggn: bool = False
     """toggles the exact Gauss-Newton diagonal as the critic's curvature, in place of HesScale's"""
     state_std: bool = False
@@ -302,8 +299,6 @@ def update(args, agent, optimizers, batch, rng):
             log_ratios.append(to_numpy(pg.log_prob - mb_log_probs))
 
             # their derivatives with respect to every parameter, and a step of each network
-            if args.fisher:
-                leave_fisher(agent, policy, value)
             if by_autograd:
                 hutchinson(pg.loss + v.loss, agent.parameters())  # no parameter is in both
             else:
@@ -356,7 +351,7 @@ def main(args):
     sizes = envs[0].obs_dim, envs[0].action_dim, envs[0].discrete
     agent = Agent(*sizes, args.state_std, args.orthogonal_init).to(device)
     agent.to_net = make_to_net(device)
-    options = dict(lr=args.learning_rate, betas=args.betas, eps=args.eps, delta=args.delta, fisher=args.fisher)
+    options = dict(lr=args.learning_rate, betas=args.betas, eps=args.eps, delta=args.delta)
     by_autograd = "adahessian" in args.optimizer
     optimizers = {
         name: make_optimizer(args.optimizer, net.parameters() if by_autograd else [net.flat], **options)

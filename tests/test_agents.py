@@ -334,8 +334,6 @@ BAD_INPUT = [
     ),
     ("--critic-ggn --optimizer scaled-adahessian", "--critic-ggn: scaled-adahessian does not use HesScale's diagonal"),
     ("--time-feature --env-id toy_envs:Raises-v0", "--time-feature: toy_envs:Raises-v0 has no time limit (max_epi"),
-    ("--fisher --optimizer adam", "--fisher: adam has no trust region to measure; choose scaled-adam"),
-    ("--fisher --critic-ggn --optimizer scaled-adam", "--critic-ggn: scaled-adam does not use HesScale's diagonal"),
     ("--betas 0.9 1", "--betas 0.9 1.0: both must be in [0, 1)"),
     ("--betas nan 0.9", "--betas nan 0.9: both must be in [0, 1)"),
     ("--betas 0.9", "Missing value for argument '--betas'. Expected 2 values"),

@@ -139,6 +139,25 @@ def test_the_norm_is_that_of_all_parameters():
     assert figures["stability/norm_critic"] == pytest.approx(13) and figures["stability/norm_actor"] > 100
 
 
+def test_the_extremes_of_the_standard_deviation_are_over_observations_and_actions():
+    obs = np.array([[0.5], [-1.0]], np.float32)
+    agent = ppo_hesscale.Agent(1, 2, discrete=False)
+    with torch.no_grad():
+        agent.actor.log_std[:] = torch.tensor([-0.5, 2.0])
+    figures = figures_of(agent, obs)
+    assert (figures["stability/min_log_std"], figures["stability/max_log_std"]) == (-0.5, 2.0)
+
+    agent = ppo_hesscale.Agent(1, 2, discrete=False, state_std=True)
+    with torch.no_grad():
+        for p in agent.actor_std.parameters():
+            p.zero_()
+        agent.actor_std.layers[0].weight[0], agent.actor_std.layers[1].weight[:, 0] = 1.0, torch.tensor([3.0, 4.0])
+    figures = figures_of(agent, obs)  # 3 tanh(x) and 4 tanh(x), for x = 0.5 and -1
+    assert figures["stability/min_log_std"] == pytest.approx(-4 * math.tanh(1))
+    assert figures["stability/max_log_std"] == pytest.approx(4 * math.tanh(0.5))
+    assert not any("log_std" in tag for tag in figures_of(ppo_hesscale.Agent(1, 2, discrete=True), obs))
+
+
 @pytest.mark.parametrize("discrete, state_std", [(True, False), (False, False), (False, True)])
 def test_tensors_as_on_a_gpu_have_the_figures_of_arrays(discrete, state_std):
     torch.manual_seed(2)
@@ -196,7 +215,8 @@ def test_a_run_logs_the_divergence_of_each_rollouts_update_and_is_the_same_witho
     assert [value for _, value in logged["stability/kl"]] == pytest.approx(expected, rel=1e-3)
     assert [step for step, _ in logged["stability/kl"]] == [128, 256, 384] and min(expected) > 1e-4
     tags = {f"stability/{figure}_{net}" for figure in ("saturated", "dead", "rank", "norm") for net in networks.split()}
-    assert {tag for tag in logged if tag.startswith("stability/")} == tags | {"stability/kl"}
+    tags |= {"stability/kl"} | {f"stability/{end}_log_std" for end in ("min", "max") if "CartPole-v1" not in flags}
+    assert {tag for tag in logged if tag.startswith("stability/")} == tags
     weights, statistics, others, result = outcome(measured)
     others = {tag: values for tag, values in others.items() if not tag.startswith("stability/")}
     assert (weights, statistics, others, result) == outcome(without)

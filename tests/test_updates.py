@@ -106,7 +106,7 @@ class LiteralOptimizer:
             "sgd": lambda: torch.optim.SGD(params, lr=1.0),
             "adam": lambda: torch.optim.Adam(params, lr=1.0, betas=args.betas, eps=args.eps),
         }.get(base, lambda: None)()
-        self.m = self.v = self.f = [torch.zeros_like(p) for p in params]
+        self.m = self.v = [torch.zeros_like(p) for p in params]
 
     def reset_step(self):
         self.t = 0
@@ -115,11 +115,8 @@ class LiteralOptimizer:
                 state["step"] = torch.zeros_like(state["step"])
 
     @torch.no_grad()
-    def step(self, lr, hess, fisher=None):
-        """Move the parameters by their .grad and the diagonals `hess`; return eta, and the h of Algorithm 3.
-
-        With the diagonals `fisher`, h measures the update by their average instead.
-        """
+    def step(self, lr, hess):
+        """Move the parameters by their .grad and the diagonals `hess`; return eta, and the h of Algorithm 3."""
         self.t += 1
         beta1, beta2 = self.betas
         self.v = [beta2 * v + (1 - beta2) * h**2 for v, h in zip(self.v, hess, strict=True)]
@@ -133,10 +130,6 @@ class LiteralOptimizer:
             self.torch.step()
             u = [p_before - p for p_before, p in zip(before, self.params, strict=True)]
         h = sum((root_v * part**2).sum() for root_v, part in zip(root_v_hat, u, strict=True)).item()
-        if fisher is not None:
-            self.f = [self.betas[1] * f + (1 - self.betas[1]) * new for f, new in zip(self.f, fisher, strict=True)]
-            f_hat = [f / (1 - self.betas[1] ** self.t) for f in self.f]
-            h = sum((f * part**2).sum() for f, part in zip(f_hat, u, strict=True)).item()
         eta = (2 * self.delta / h) ** 0.5 if self.scaled and h > 2 * self.delta else 1.0
         for p, p_before, part in zip(self.params, before, u, strict=True):
             p.copy_(p_before - eta * part)
@@ -312,7 +305,6 @@ class LiteralAgent:
         loss, nets = policy_loss + value_loss, list(self.nets)
         curvature = CURVATURES.get(self.args.optimizer.removeprefix("scaled-"), "HesScale")
         params = {net: self.parameters(net) for net in nets}
-        fisher = {net: self.fisher(net) if self.args.fisher else None for net in nets}
         everything = [p for net in nets for p in params[net]]
         if curvature == "Hutchinson":
             grads = grad(loss, everything, create_graph=True)
@@ -334,7 +326,7 @@ class LiteralAgent:
         result = {}
         for net in nets:
             signs = torch.cat([h.flatten() for h in hess[net]]) < 0
-            result[net] = *self.optimizers[net].step(self.lr, hess[net], fisher[net]), signs.double().mean().item()
+            result[net] = *self.optimizers[net].step(self.lr, hess[net]), signs.double().mean().item()
         return result
 
     def hesscale(self, loss, net, gauss_newton):
@@ -350,26 +342,6 @@ class LiteralAgent:
             diagonals.insert(0, hessian_diagonal(loss, self.log_std))
         return [d.detach() for d in diagonals]
 
-    def fisher(self, net):
-        """The Fisher information's diagonal, a mean over the batch: Gauss-Newton's recursion, for the critic exact."""
-        output, params = self.layers_passed[net][-1].output.detach(), self.parameters(net)
-        batch, diagonals = len(output), []
-        if net == "critic":
-            slopes = [grad(v, params, retain_graph=True) for v in self.layers_passed[net][-1].output[:, 0]]
-            return [sum(s**2 for s in of_samples) / batch for of_samples in zip(*slopes, strict=True)]
-        if net == "actor_std":
-            f = torch.full_like(output, 2 / batch)
-        elif self.discrete:
-            f = torch.softmax(output, 1) * (1 - torch.softmax(output, 1)) / batch
-        else:
-            log_std = self.layers_passed["actor_std"][-1].output if self.args.state_std else self.log_std
-            f = (torch.exp(-2 * log_std) / batch).detach().expand(output.shape)
-        for layer, inputs, _ in reversed(self.layers_passed[net]):
-            diagonals = [torch.einsum("bo,bi->oi", f, inputs.detach() ** 2), f.sum(0), *diagonals]
-            f = (1 - inputs.detach() ** 2) ** 2 * torch.einsum("bo,oi->bi", f, layer.weight.detach() ** 2)
-        shared = [torch.full_like(self.log_std, 2.0).detach()] if len(params) > len(diagonals) else []
-        return shared + diagonals
-
     def critic_ggn(self, loss):
         """The diagonal of the sum over samples of h (dv/dw) (dv/dw)^T, with h the value loss's exact curvature."""
         value, params = self.layers_passed["critic"][-1].output, self.parameters("critic")
@@ -383,8 +355,7 @@ class LiteralAgent:
         """The figures of the optimizers that made `steps`."""
         figures, scaled = {"charts/learning_rate": self.lr}, self.args.optimizer.startswith("scaled-")
         for net in self.nets:
-            by_gradient = self.args.optimizer.removeprefix("scaled-") in ("sgd", "adam")
-            if not by_gradient or (scaled and not self.args.fisher):
+            if scaled or self.args.optimizer not in ("sgd", "adam"):
                 figures[f"hesscale/negative_curvature_{net}"] = steps[-1][net][2]
             if scaled:
                 figures[f"hesscale/eta_{net}"] = np.mean([step[net][0] for step in steps])
@@ -452,7 +423,7 @@ class Ours:
         self.agent.to_net = to_net or self.agent.to_net
         perturb(self.agent.parameters())
         by_autograd = "adahessian" in args.optimizer
-        options = dict(lr=args.learning_rate, betas=args.betas, eps=args.eps, delta=args.delta, fisher=args.fisher)
+        options = dict(lr=args.learning_rate, betas=args.betas, eps=args.eps, delta=args.delta)
         self.optimizers = {
             name: make_optimizer(args.optimizer, net.parameters() if by_autograd else [net.flat], **options)
             for name, net in self.agent.named_children()
@@ -644,18 +615,6 @@ def test_updates_by_the_critics_exact_gauss_newton_diagonal_are_the_literal_agen
 
 @both
 @all_policies
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name.startswith("scaled-")])
-def test_updates_in_a_trust_region_of_fisher_information_are_the_literal_agents(agent, policy, name):
-    flags = dict(fisher=True, betas=(0.9, 0.99), delta=1e-6)
-    theirs = literal_learn(agent, policy, name, **flags)
-    assert_same_learning(learn(Ours(agent, arguments(agent, policy, name, **flags))), theirs)
-    on_tensors = Ours(agent, arguments(agent, policy, name, **flags), to_net=torch.as_tensor)
-    assert_same_learning(learn(on_tensors), theirs)
-    assert min(figures[f"hesscale/eta_{net}"] for figures in theirs[1] for net in ("actor", "critic")) < 0.99
-
-
-@both
-@all_policies
 @pytest.mark.parametrize("name", ["scaled-adam", "scaled-adahesscalegn"])
 def test_updates_of_tensors_as_on_a_gpu_are_the_literal_agents(agent, policy, name):
     ours = learn(Ours(agent, arguments(agent, policy, name, **ALL_FLAGS[agent]), to_net=torch.as_tensor))
@@ -746,8 +705,8 @@ RUNS = [
     ("a2c", "state-dependent gaussian", dict(optimizer="sgd", orthogonal_init=False, time_feature=True) | SHORT),
     ("a2c", "softmax", dict(optimizer="sgd", max_grad_norm=0.2, norm_obs=False, norm_reward=False) | SHORT),
     ("a2c", "gaussian", dict(optimizer="scaled-adam", betas=(0.8, 0.95), critic_ggn=True) | SHORT),
-    ("a2c", "gaussian", dict(optimizer="scaled-adahesscale", delta=1e-6, fisher=True) | SHORT),
-    ("ppo", "softmax", dict(optimizer="scaled-adam", delta=1e-6, fisher=True)),
+    ("a2c", "gaussian", dict(optimizer="scaled-adahesscale", delta=1e-6) | SHORT),
+    ("ppo", "softmax", dict(optimizer="scaled-adam", delta=1e-6)),
 ]
 
 
