@@ -49,7 +49,10 @@ def read_archives():
     for path in sorted(glob.glob(ARCHIVES)):
         try:
             with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
+                rows = csv.DictReader(file)
+                if rows.fieldnames is None:
+                    raise ValueError("it is empty")
+                for row in rows:
                     script, args = json.loads(row["key"])
                     status = {"script": script, "args": args, "total_timesteps": args["total_timesteps"]}
                     status["seconds"] = float(row["seconds"] or "nan")

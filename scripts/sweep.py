@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +74,7 @@ class Local:
         self.done = [run for key, run in done.items() if key in cells and run[0] in DONE]
         self.count = Counter(state for state, _, _ in self.done)
         self.pending = deque(cell for key, cell in cells.items() if done.get(key, (None,))[0] not in DONE)
-        self.running = {}  # process: cell and when it began
+        self.running, self.noting = {}, threading.Lock()  # process: cell and when it began
         try:
             os.makedirs("runs/.claims", exist_ok=True)
         except OSError as error:
@@ -128,9 +129,10 @@ class Local:
 
     def note(self, cell, state, status, seconds=None, lines=()):
         """Count a run that has ended, and say so."""
-        self.count[state] += 1
-        self.done += [(state, None, status)] * (state in DONE)
-        text = f"[{sum(self.count[s] for s in DONE)}/{len(self.cells)}] {cell}: {state}"
+        with self.noting:  # += of two threads at once can lose one
+            self.count[state] += 1
+            self.done += [(state, None, status)] * (state in DONE)
+            text = f"[{sum(self.count[s] for s in DONE)}/{len(self.cells)}] {cell}: {state}"
         if status is not None and status["return"] is not None:
             text += f", return {status['return']:.1f}"
         text += "" if seconds is None else f", {duration(seconds)}"
