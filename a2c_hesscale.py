@@ -39,7 +39,7 @@ LEARNING_RATES = {
     "sgd": 1e-2,
     "adam": 3e-4,
     "adahessian": 3e-3,
-    "adahesscale": 3e-4,
+    "adahesscale": 1e-3,
     "adahesscalegn": 1e-3,
     "scaled-sgd": 1e-2,
     "scaled-adam": 1e-3,
@@ -93,7 +93,7 @@ class Args:
     """decay rates of the first and the second moment"""
     eps: float = 1e-5
     """term added to the square root of the second moment"""
-    delta: float = 1e-8
+    delta: float = 1e-7
     """radius of the trust region of the scaled optimizers (Algorithm 3)"""
     critic_ggn: bool = False
     """toggles the exact Gauss-Newton diagonal as the critic's curvature, in place of HesScale's"""
