@@ -332,7 +332,7 @@ def _normal_cdf(x):
 # ---- playing -----------------------------------------------------------------------------------------------
 
 
-def play_episode(agent, env, seed=None, rng=None, max_steps=100_000):
+def play_episode(agent, env, seed=None, rng=None, max_steps=100_000, on_step=lambda: None):
     """Play an episode in a NormalizedEnv, which then has its return and length; return whether it came to an end.
 
     Args:
@@ -340,12 +340,14 @@ def play_episode(agent, env, seed=None, rng=None, max_steps=100_000):
         env: reset with `seed`, or going on with its own random numbers.
         rng: numpy Generator that draws the actions; None for the most likely ones.
         max_steps: steps after which an endless episode is left.
+        on_step: called after each step that does not end the episode.
     """
     obs = env.reset(seed)
     for _ in range(max_steps):
         obs, _, terminated, truncated = env.step(agent.act(obs[None], agent.noise(rng, 1) if rng else 0.0)[0])
         if terminated or truncated:
             return True
+        on_step()
     return False
 
 

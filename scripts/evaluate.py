@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from hesscale_envs import EnvironmentFailed, make_env
+from hesscale_envs import EnvironmentFailed, make_env, play_episode
 from hesscale_run import load_model
 from hesscale_utils import check_extras, fail, limit_threads, parse_args
 from ppo_hesscale import Agent  # a2c_hesscale.py's is the same
@@ -90,16 +90,17 @@ def main(args):
     env.freeze(model["statistics"][0])
     rng = np.random.default_rng(args.seed)
     returns, lengths, cut_off, last_line = [], [], 0, time.perf_counter()
+
+    def tell():
+        nonlocal last_line
+        if time.perf_counter() - last_line >= 10:
+            last_line = time.perf_counter()
+            so_far = f"return {env.episode_return:.1f}, {env.episode_length:,} steps so far"
+            print(f"episode {len(returns) + 1}: {so_far}, at most {args.max_steps:,}", flush=True)
+
     for episode in range(args.episodes):
-        obs, done = env.reset(seed=args.seed if episode == 0 else None), False
-        while not done and env.episode_length < args.max_steps:
-            noise = agent.noise(rng, 1) if args.sample else 0.0
-            obs, _, terminated, truncated = env.step(agent.act(obs[None], noise)[0])
-            done = terminated or truncated
-            if time.perf_counter() - last_line >= 10:
-                last_line = time.perf_counter()
-                so_far = f"return {env.episode_return:.1f}, {env.episode_length:,} steps so far"
-                print(f"episode {episode + 1}: {so_far}, at most {args.max_steps:,}", flush=True)
+        seed = args.seed if episode == 0 else None
+        done = play_episode(agent, env, seed, rng if args.sample else None, args.max_steps, tell)
         returns.append(env.episode_return)
         lengths.append(env.episode_length)
         cut_off += not done

@@ -30,6 +30,7 @@ TESTS = {
     "stability": "test_stability.py",
     "losses": "test_collapse.py",
     "images": "test_images.py",
+    "playing": "test_messages.py",
 }
 # name, files, which tests, and pairs of a text and its replacement
 # fmt: off
@@ -386,6 +387,9 @@ FAULTS = [
     ('arm: 101 steps', 'experiments/ur_reacher.py', 'arm', ('EPISODE_STEPS = 100', 'EPISODE_STEPS = 101')),
     ('arm: global generator', 'experiments/ur_reacher.py', 'arm', ('tool_position(*self.np_random.uniform', 'tool_position(*np.random.uniform')),
     ('arm: picture upside down', 'experiments/ur_reacher.py', 'arm', ('picture[::-1].round()', 'picture.round()')),
+    ('playing: --sample without samples', 'scripts/evaluate.py', 'playing', ('rng if args.sample else None', 'None')),
+    ('playing: each episode the first', 'scripts/evaluate.py', 'playing', ('args.seed if episode == 0 else None', 'args.seed')),
+    ('playing: the wrong episode', 'scripts/evaluate.py', 'playing', ('{len(returns) + 1}: {so_far}', '{len(returns)}: {so_far}')),
     ('collapse: divergence the other way round', 'hesscale_utils.py', 'stability', ('policy_before.kl(agent.policy(obs))', 'agent.policy(obs).kl(policy_before)')),
     ('collapse: policy before taken after', 'ppo_hesscale.py', 'stability', ('stability_figures(agent, policy_before,', 'stability_figures(agent, agent.policy(agent.to_net(batch.obs)),')),
     ('collapse: means of Gaussians alone', 'hesscale_core.py', 'stability', ('return (growth + 0.5 * (self.xp.expm1(-2 * growth) + distance * distance))', 'return (0.5 * distance * distance)')),

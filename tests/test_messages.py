@@ -7,6 +7,7 @@ from dataclasses import asdict, make_dataclass
 from types import SimpleNamespace
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -335,8 +336,33 @@ def test_an_endless_episode_is_cut_off(model, capsys, monkeypatch):
     clock = iter(range(0, 10**6, 4))
     monkeypatch.setattr(evaluate.time, "perf_counter", lambda: next(clock))
     evaluate.main(evaluate.Args(path, episodes=1))
-    assert "steps so far, at most 100,000" in capsys.readouterr().out
+    so_far, *_ = capsys.readouterr().out.splitlines()
+    assert so_far.startswith("episode 1: return -") and so_far.endswith(" steps so far, at most 100,000")
     assert "--max-steps 0: must be at least 1" in error_of(evaluate.main, evaluate.Args(path, max_steps=0))
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_episodes_are_those_of_the_policy_and_the_seed(model, capsys, sample):
+    path, content = model
+    capsys.readouterr()
+    evaluate.main(evaluate.Args(path, episodes=2, seed=5, sample=sample))
+    printed = [float(line.split("return ")[1].split(",")[0]) for line in capsys.readouterr().out.splitlines()[:2]]
+    weights, statistics = content["agent"], content["statistics"][0]["obs"]
+    env, rng, returns = gym.make("Pendulum-v1"), np.random.default_rng(5), []
+    for episode in range(2):
+        obs, done, total = env.reset(seed=5 if episode == 0 else None)[0], False, 0.0
+        while not done:
+            x = torch.tensor((obs - statistics["mean"].numpy()) / np.sqrt(statistics["var"].numpy() + 1e-8)).float()
+            for layer in range(3):
+                x = weights[f"actor.layers.{layer}.weight"] @ x.clip(-10, 10) + weights[f"actor.layers.{layer}.bias"]
+                x = x if layer == 2 else torch.tanh(x)
+            noise = rng.standard_normal((1, 1), np.float32)[0] if sample else 0.0
+            action = x.numpy() + noise * weights["actor.log_std"].exp().numpy()
+            obs, reward, _, done, _ = env.step(np.clip(action, -2, 2))
+            total += reward
+        returns.append(total)
+    assert printed == pytest.approx(returns, abs=0.06)  # they are rounded to one digit
+    assert abs(returns[0] - returns[1]) > 1
 
 
 def test_a_model_that_cannot_play_is_one_line_before_anything_is_made(model, monkeypatch):
