@@ -247,7 +247,7 @@ FAULTS = [
     ("Hutchinson's diagonal has no name", 'hesscale_core.py', 'core', ('        p.hess.curvature = "Hutchinson"\n', '')),
     ('every optimizer scaled', 'hesscale_core.py', 'core', ('if self.scaled:\n            self.trust', 'if True:\n            self.trust')),
     ('a parameter without dimensions', 'hesscale_core.py', 'core', ('u[...], root[...], scale', 'u[:], root[:], scale')),
-    ('h without bias correction', 'hesscale_core.py', 'core', ('scale * scale / metric_correction', 'scale * scale')),
+    ('h without bias correction', 'hesscale_core.py', 'core', ('scale * scale / correction', 'scale * scale')),
     ('eps without bias correction', 'hesscale_core.py', 'core', ('group["eps"] * correction', 'group["eps"]')),
     ('entropy of a per-sample log_std not averaged', 'hesscale_core.py', 'core', ('return 0.0, 0.0, 1.0 if self.log_std.ndim == 1 else 1 / len(self.mean), 0.0', 'return 0.0, 0.0, 1.0, 0.0')),
     ("a shared log_std's derivatives not summed", 'hesscale_core.py', 'core', ('weight @ d if policy.log_std.ndim == 1 else column * d', 'column * d')),
