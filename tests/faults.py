@@ -390,7 +390,7 @@ FAULTS = [
     ('playing: --sample without samples', 'scripts/evaluate.py', 'playing', ('rng if args.sample else None', 'None')),
     ('playing: each episode the first', 'scripts/evaluate.py', 'playing', ('args.seed if episode == 0 else None', 'args.seed')),
     ('playing: the wrong episode', 'scripts/evaluate.py', 'playing', ('{len(returns) + 1}: {so_far}', '{len(returns)}: {so_far}')),
-    ('collapse: divergence the other way round', 'hesscale_utils.py', 'stability', ('policy_before.kl(agent.policy(obs))', 'agent.policy(obs).kl(policy_before)')),
+    ('collapse: divergence the other way round', 'hesscale_utils.py', 'stability', ('policy_before.kl(policy)', 'policy.kl(policy_before)')),
     ('collapse: policy before taken after', 'ppo_hesscale.py', 'stability', ('stability_figures(agent, policy_before,', 'stability_figures(agent, agent.policy(agent.to_net(batch.obs)),')),
     ('collapse: means of Gaussians alone', 'hesscale_core.py', 'stability', ('return (growth + 0.5 * (self.xp.expm1(-2 * growth) + distance * distance))', 'return (0.5 * distance * distance)')),
     ("collapse: distance in the old policy's deviations", 'hesscale_core.py', 'stability', ('(other.mean - self.mean) * self.xp.exp(-other.log_std)', '(other.mean - self.mean) * self.xp.exp(-self.log_std)')),
