@@ -74,7 +74,8 @@ class Local:
         self.done = [run for key, run in done.items() if key in cells and run[0] in DONE]
         self.count = Counter(state for state, _, _ in self.done)
         self.pending = deque(cell for key, cell in cells.items() if done.get(key, (None,))[0] not in DONE)
-        self.running, self.noting = {}, threading.Lock()  # process: cell and when it began
+        self.running = {}  # process: cell and when it began
+        self.noting = threading.Lock()
         try:
             os.makedirs("runs/.claims", exist_ok=True)
         except OSError as error:
