@@ -37,7 +37,7 @@ STYLES = {
     "scaled-adahesscale": ("Scaled AdaHesScale", "#F0AE1F", (0, (3, 1)), "s"),
     "scaled-adahesscalegn": ("Scaled AdaHesScaleGN", "#2DBE8C", (0, (5, 1, 1, 1, 1, 1)), "^"),
 }
-OTHERS = [*zip((*map(COLORS.get, ("purple", "sky", "green")), "#5A3A22", "#8C8C00", "#A0A0A0"), "PX<>*h", strict=True)]
+OTHERS = [*zip((*map(COLORS.get, ("purple", "grey", "green")), "#5A3A22", "#8C8C00", "#6A3D9A"), "PX<>*h", strict=True)]
 RC = {  # matplotlib's settings of the pictures for a paper
     "font.size": 7, "axes.titlesize": 7.5, "axes.labelsize": 7.5, "figure.labelsize": 7.5, "legend.fontsize": 7,
     "legend.title_fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.1, "lines.markersize": 3.3,

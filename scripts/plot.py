@@ -289,7 +289,6 @@ def table_rows(report, drawn, args):
 
 def markdown(rows, args, total_timesteps):
     """Return table_rows as Markdown: value ± half its 95% interval, and the difference with the interval's ends."""
-    short = lambda x: f"{x:.0f}" if abs(x) >= 100 else f"{x:.2g}"  # noqa: E731
     head = ["environment", "optimizer", "runs"] + [f"{t} | less {label(args.baseline)}'s" for t in RETURNS.values()]
     lines = [f"| {' | '.join(head)} |", "| --- " * (len(head) + len(RETURNS)) + "|"]
     for row in rows.to_dict("records"):
@@ -298,6 +297,10 @@ def markdown(rows, args, total_timesteps):
             value, low, _, change, least, most = (
                 row[n] for n in (*estimate("abc", name), *estimate("abc", f"{name}_difference"))
             )
+            size = max([x for x in (abs(value), value - low) if 0 < x < math.inf], default=1)
+            scale = math.floor(math.log10(size))
+            decimals = max(0, 2 - scale - (scale < 0))  # for all of a row, whose numbers are compared
+            short = lambda x, decimals=decimals: f"{round(x, decimals) + 0.0:.{decimals}f}"  # noqa: E731, no "-0"
             cells.append(short(value) + f" ± {short(value - low)}" * (low == low))
             text = short(change) + f" ({short(least)} to {short(most)})" * (least == least)
             cells.append((f"**{text}**" if least > 0 else text) * (change == change))

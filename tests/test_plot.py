@@ -197,7 +197,7 @@ def test_half_written_event_files_are_drawn_as_far_as_they_go(runs, tmp_path, ca
 def test_returns_that_are_not_finite_are_named(runs, tmp_path, capsys):
     make_run(runs, [*flat(1.0)[:-1], (TOTAL, float("inf"))])
     draw(tmp_path, "table")
-    assert cell(tmp_path, "PPO, Hopper-v4", "Adam") == "1"
+    assert cell(tmp_path, "PPO, Hopper-v4", "Adam") == "1.00"
     assert "damaged (1 of 100 returns not finite, and left out): 1 runs" in capsys.readouterr().err
 
 
@@ -237,6 +237,25 @@ def test_final_and_mean_returns_have_students_interval(runs, tmp_path):
     assert numbers(row, "mean", "mean_low", "mean_high") == pytest.approx([69.5, 69.5 - half, 69.5 + half], rel=1e-5)
     assert row["runs"] == "3" and row["seeds"] == "1 2 3"
     assert cell(tmp_path, "PPO, Hopper-v4", "Adam") == f"74 ± {half:.0f}"
+
+
+@pytest.mark.parametrize(
+    "adam, other, shown, difference",
+    [
+        ((1234.0, 1236.0), (1234.7, 1234.7), "1235 ± 13", "0 (-13 to 12)"),  # t(0.975, 1) = 12.7; no "-0"
+        ((41.25, 41.75), (43.0, 44.0), "41.5 ± 3.2", "2.0"),
+        ((1.0, 1.5), (2.0, 2.5), "1.25 ± 3.18", "1.00 (-0.52 to 2.52)"),  # t(0.975, 2) = 4.3027
+        ((0.0625, 0.0625), (0.03125, 0.03125), "0.062 ± 0.000", "-0.031 (-0.031 to -0.031)"),
+        ((0.0, 0.0), (0.5, 0.5), "0.00 ± 0.00", "**0.50 (0.50 to 0.50)**"),
+    ],
+)
+def test_a_row_has_as_many_decimals_as_its_size_needs(runs, tmp_path, adam, other, shown, difference):
+    for seed, (a, b) in enumerate(zip(adam, other, strict=True), 1):
+        make_run(runs, flat(a), seed)
+        make_run(runs, flat(b), seed, optimizer="adahesscale")
+    draw(tmp_path, "table")
+    assert cell(tmp_path, "PPO, Hopper-v4", "Adam") == shown
+    assert cell(tmp_path, "PPO, Hopper-v4", "AdaHesScale", 4).startswith(difference)
 
 
 ADAM, OTHER = (100.0, 104.0, 96.0, 108.0), (140.0, 160.0, 148.0)
@@ -338,7 +357,7 @@ def test_a_table_with_a_name_is_a_series_of_its_own(runs, tmp_path, capsys):
     draw(tmp_path, "table", grids=(str(tmp_path / "grid.toml"),))
     finals = {row["series"]: float(row["final"]) for row in rows(tmp_path, "table")}
     assert finals == {"adam": 15, "adam, annealed": 22, "adahesscale": 20}
-    assert cell(tmp_path, "PPO, Hopper-v4", "Adam, annealed").startswith("22 ±")
+    assert cell(tmp_path, "PPO, Hopper-v4", "Adam, annealed").startswith("22.0 ±")
 
 
 def test_a_name_allows_its_own_settings_and_no_other_length(runs, tmp_path, capsys):
@@ -563,7 +582,7 @@ def test_of_two_folders_with_a_run_the_better_is_drawn(runs, tmp_path):
     make_run(runs, flat(1.0, end=3000), state="failed").rename(runs / "first")
     make_run(runs, flat(2.0))
     draw(tmp_path, "table")
-    assert cell(tmp_path, "PPO, Hopper-v4", "Adam") == "2"
+    assert cell(tmp_path, "PPO, Hopper-v4", "Adam") == "2.00"
 
 
 def test_unknown_optimizers_and_agents_of_ones_own_are_drawn(runs, tmp_path):
@@ -571,7 +590,8 @@ def test_unknown_optimizers_and_agents_of_ones_own_are_drawn(runs, tmp_path):
     change(path, script="my_agent.py")
     make_run(runs, flat(2.0))
     draw(tmp_path, "curves", "table")
-    assert cell(tmp_path, "my_agent, Hopper-v4", "lion") == "1" and cell(tmp_path, "PPO, Hopper-v4", "Adam") == "2"
+    assert cell(tmp_path, "my_agent, Hopper-v4", "lion") == "1.00"
+    assert cell(tmp_path, "PPO, Hopper-v4", "Adam") == "2.00"
 
 
 def test_what_can_not_be_drawn_is_one_line(runs, tmp_path, capsys):
