@@ -346,16 +346,20 @@ def main(args):
     if args.state_std and envs[0].discrete:
         fail(f"--state-std: {args.env_id} has discrete actions, which have no standard deviation; leave it out")
 
-    # agent setup: one optimizer, and so one trust region, for each network; AdaHessian's derivatives are autograd's
+    # agent setup: one optimizer, and so one trust region, for the critic and one for all networks of the policy
+    # (Algorithm 3); AdaHessian's derivatives are autograd's, of the parameters one by one
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     sizes = envs[0].obs_dim, envs[0].action_dim, envs[0].discrete
     agent = Agent(*sizes, args.state_std, args.orthogonal_init).to(device)
     agent.to_net = make_to_net(device)
     options = dict(lr=args.learning_rate, betas=args.betas, eps=args.eps, delta=args.delta)
     by_autograd = "adahessian" in args.optimizer
+    networks = {"critic": [agent.critic], "actor": [agent.actor, agent.actor_std] if args.state_std else [agent.actor]}
     optimizers = {
-        name: make_optimizer(args.optimizer, net.parameters() if by_autograd else [net.flat], **options)
-        for name, net in agent.named_children()
+        name: make_optimizer(
+            args.optimizer, [p for net in nets for p in (net.parameters() if by_autograd else [net.flat])], **options
+        )
+        for name, nets in networks.items()
     }
 
     with Run(args, run_name, checkpoint) as run:

@@ -97,7 +97,7 @@ def hessian_diagonal(loss, x):
 
 
 class LiteralOptimizer:
-    """Algorithm 2, or torch's own SGD or Adam; for the scaled ones, Algorithm 3 around it. One for each network."""
+    """Algorithm 2, or torch's own SGD or Adam; for the scaled ones, Algorithm 3 around it."""
 
     def __init__(self, args, params):
         self.params, self.eps, self.delta, self.betas, self.t = params, args.eps, args.delta, args.betas, 0
@@ -158,7 +158,11 @@ class LiteralAgent:
             }
         self.log_std = torch.zeros(self.action_dim, dtype=torch.float64, requires_grad=True)
         perturb([p for net in self.nets for p in self.parameters(net)])
-        self.optimizers = {net: LiteralOptimizer(args, self.parameters(net)) for net in self.nets}
+        self.trained = {"critic": ["critic"], "actor": [net for net in self.nets if net != "critic"]}
+        self.optimizers = {
+            name: LiteralOptimizer(args, [p for net in nets for p in self.parameters(net)])
+            for name, nets in self.trained.items()
+        }
         self.obs = [env.reset(seed=args.seed + i)[0] for i, env in enumerate(self.envs)]
         self.global_step, self.episodes, self.layers_passed, self.history = 0, [], {}, []
 
@@ -301,7 +305,7 @@ class LiteralAgent:
         }
 
     def step(self, policy_loss, value_loss):
-        """One step of each network's optimizer: {network: (eta, h, share of negative curvature)}."""
+        """One step of the critic's and of the policy's optimizer: {name: (eta, h, share of negative curvature)}."""
         loss, nets = policy_loss + value_loss, list(self.nets)
         curvature = CURVATURES.get(self.args.optimizer.removeprefix("scaled-"), "HesScale")
         params = {net: self.parameters(net) for net in nets}
@@ -324,9 +328,10 @@ class LiteralAgent:
             for p in everything:
                 p.grad *= min(1.0, self.args.max_grad_norm / (norm + 1e-6))
         result = {}
-        for net in nets:
-            signs = torch.cat([h.flatten() for h in hess[net]]) < 0
-            result[net] = *self.optimizers[net].step(self.lr, hess[net]), signs.double().mean().item()
+        for name, optimizer in self.optimizers.items():
+            diagonals = [h for net in self.trained[name] for h in hess[net]]
+            signs = torch.cat([h.flatten() for h in diagonals]) < 0
+            result[name] = *optimizer.step(self.lr, diagonals), signs.double().mean().item()
         return result
 
     def hesscale(self, loss, net, gauss_newton):
@@ -354,12 +359,12 @@ class LiteralAgent:
     def figures(self, steps):
         """The figures of the optimizers that made `steps`."""
         figures, scaled = {"charts/learning_rate": self.lr}, self.args.optimizer.startswith("scaled-")
-        for net in self.nets:
+        for name in self.optimizers:
             if scaled or self.args.optimizer not in ("sgd", "adam"):
-                figures[f"hesscale/negative_curvature_{net}"] = steps[-1][net][2]
+                figures[f"hesscale/negative_curvature_{name}"] = steps[-1][name][2]
             if scaled:
-                figures[f"hesscale/eta_{net}"] = np.mean([step[net][0] for step in steps])
-                figures[f"hesscale/trust_region_{net}"] = 0.5 * np.mean([step[net][1] for step in steps])
+                figures[f"hesscale/eta_{name}"] = np.mean([step[name][0] for step in steps])
+                figures[f"hesscale/trust_region_{name}"] = 0.5 * np.mean([step[name][1] for step in steps])
         return figures
 
     def train(self):
@@ -424,9 +429,14 @@ class Ours:
         perturb(self.agent.parameters())
         by_autograd = "adahessian" in args.optimizer
         options = dict(lr=args.learning_rate, betas=args.betas, eps=args.eps, delta=args.delta)
+        networks = {"critic": [self.agent.critic], "actor": [*self.agent.children()][1:]}
         self.optimizers = {
-            name: make_optimizer(args.optimizer, net.parameters() if by_autograd else [net.flat], **options)
-            for name, net in self.agent.named_children()
+            name: make_optimizer(
+                args.optimizer,
+                [p for net in nets for p in (net.parameters() if by_autograd else [net.flat])],
+                **options,
+            )
+            for name, nets in networks.items()
         }
         self.next_obs = np.stack([env.reset(seed=args.seed + i) for i, env in enumerate(self.envs)]).astype(np.float64)
         self.run, self.history = FakeRun(self.envs), defaultdict(list)
