@@ -411,7 +411,7 @@ def slurm(tmp_path_factory):
         ENVIRONMENT.pop("SLURM_CONF")
 
 
-def wait_until(condition, seconds=120):
+def wait_until(condition, seconds=600):  # of a machine that has other work
     end = time.time() + seconds
     while not condition():
         assert time.time() < end
