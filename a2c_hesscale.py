@@ -4,8 +4,8 @@
 
 Every num_steps steps, the critic and n-step returns turn the rollout [num_steps, num_envs] into returns and advantages.
 All of it is one batch, which gives the exact gradient and Hessian diagonal of its losses at the outputs of actor and
-critic (hesscale_core's losses); backward carries both to every parameter; and each network's own optimizer makes one
-update. But for AdaHessian's, no step runs autograd.
+critic (hesscale_core's losses); backward carries both to every parameter; and actor and critic each have an optimizer,
+which makes one update. But for AdaHessian's, no step runs autograd.
 """
 
 import gc
@@ -256,7 +256,7 @@ def update(args, agent, optimizers, batch, history, global_step):
         names = dict(actions=pg.log_prob, advantages=advantages, policy_loss=pg.loss, value_loss=v.loss)
         check_finite(args, global_step, **names)
 
-    # their derivatives with respect to every parameter, and a step of each network
+    # their derivatives with respect to every parameter, and a step of each optimizer
     if by_autograd:
         hutchinson(pg.loss + v.loss, agent.parameters())  # no parameter is in both
     else:

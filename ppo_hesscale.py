@@ -4,8 +4,8 @@
 
 A rollout gives observations, actions, rewards [num_steps, num_envs]; the critic and GAE give returns and advantages.
 Each minibatch gives the exact gradient and Hessian diagonal of its losses at the outputs of actor and critic
-(hesscale_core's losses); backward carries both to every parameter; and each network's own optimizer makes the update.
-But for AdaHessian's, no step runs autograd.
+(hesscale_core's losses); backward carries both to every parameter; and actor and critic each have an optimizer, which
+makes the update. But for AdaHessian's, no step runs autograd.
 """
 
 import gc
@@ -298,7 +298,7 @@ def update(args, agent, optimizers, batch, rng):
             v = value_loss(value, mb_returns, *((mb_values, args.clip_coef) if args.clip_vloss else ()))
             log_ratios.append(to_numpy(pg.log_prob - mb_log_probs))
 
-            # their derivatives with respect to every parameter, and a step of each network
+            # their derivatives with respect to every parameter, and a step of each optimizer
             if by_autograd:
                 hutchinson(pg.loss + v.loss, agent.parameters())  # no parameter is in both
             else:
