@@ -285,7 +285,7 @@ def curvature_figures(optimizers, scales):
     """Return the figures to log of what curvature does in an update, by tag.
 
     Args:
-        optimizers: dict of ScaledOptimizers, {network: optimizer}.
+        optimizers: dict of ScaledOptimizers, {actor or critic: optimizer}.
         scales: (eta, trust_region) of each optimizer in each update since the last record, [updates][optimizers].
     """
     figures = {}

@@ -354,6 +354,8 @@ FAULTS = [
     ('study: tables have no names', 'scripts/grid.py', 'study', ('yield Cell(module.__file__, args, *about)', 'yield Cell(module.__file__, args, about[0])')),
     ('study: a run may have two names', 'scripts/grid.py', 'study', ('if same.name != cell.name:', 'if False:')),
     ('study: names may differ in length', 'scripts/plot.py', 'study', ('same = ["agent", "selection"] if name == "total_timesteps" else ["agent", "selection", "name"]', 'same = ["agent", "selection", "name"]')),
+    ('table: two decimals whatever the size', 'scripts/plot.py', 'study', ('max(0, 2 - scale - (scale < 0))', '2')),
+    ('table: minus zero', 'scripts/plot.py', 'study', ('round(x, decimals) + 0.0', 'x')),
     ('study: a cell may have two roles', 'scripts/grid.py', 'study', ('if same.selection != cell.selection:', 'if False:')),
     ('study: claimed cells are run', 'scripts/sweep.py', 'study', ('elif held is None or state == "running":', 'elif state == "lost":')),
     ('study: failed runs count as finished', 'scripts/sweep.py', 'study', ('INTERRUPTED: "interrupted"}.get(code, "failed")', 'INTERRUPTED: "interrupted"}.get(code, "finished")')),
@@ -493,8 +495,6 @@ FAULTS = [
     ("layers: frozen weights' diagonals", 'hesscale_layers.py', 'layers', ('mask = [any(t is w for w in wanted) for t in (x, weight, bias)]', 'mask = [True, True, bias is not None]')),
     ('layers: a network without parameters below fails', 'hesscale_layers.py', 'layers', ('if not out.requires_grad:  # no parameters below\n                break', 'if False:\n                break')),
     ('layers: shared parameters', 'hesscale_layers.py', 'layers', ('if len(list(self.parameters())) < sum(len(list(layer.parameters())) for layer in self.layers):', 'if False:')),
-    ('table: two decimals whatever the size', 'scripts/plot.py', 'study', ('max(0, 2 - scale - (scale < 0))', '2')),
-    ('table: minus zero', 'scripts/plot.py', 'study', ('round(x, decimals) + 0.0', 'x')),
     ('layers: other parameters than weight and bias', 'hesscale_layers.py', 'layers', ('{*dict(module.named_parameters())} - {"weight", "bias"}', 'set()')),
     ('layers: inference mode leaves nothing silently', 'hesscale_layers.py', 'layers', ('if not out.requires_grad and any(p.requires_grad for p in self.parameters()):', 'if False:')),
 ]
