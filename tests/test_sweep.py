@@ -216,11 +216,13 @@ def test_a_sweep_that_is_stopped_and_killed_is_completed_by_the_same_command(tmp
     for pid in [process.pid, *map(int, children)]:
         os.kill(pid, signal.SIGKILL)
     process.communicate()
+    kept = [os.path.dirname(file) for file in glob.glob(f"{broken}/runs/*/checkpoint.pt")]
+    assert kept  # who was killed before the first checkpoint begins anew, in another folder
 
     code, out, _ = run(broken, *flags)
     assert code == 0, out
     assert outcomes(broken) == outcomes(whole) and len(outcomes(whole)) == 4
-    assert len(glob.glob(f"{broken}/runs/*")) == 4  # each went on in its folder
+    assert {runs(broken)[folder] for folder in kept} == {"finished"}  # each went on in its folder
 
     before = {f: os.stat(f"{f}/status.json").st_mtime_ns for f in runs(broken)}
     code, out, _ = run(broken, *flags)
