@@ -522,8 +522,9 @@ class Run:
             match error:
                 case None:
                     speed = f"{self.step:,} steps at {self.sps(self.step):,} steps/s"
-                    returns = f"mean return of the last {len(self.recent_returns)} episodes {self.mean_return():.1f}"
-                    return print(f"{speed}; {returns}")
+                    recent = len(self.recent_returns)
+                    returns = f"mean return of the last {recent} episodes {self.mean_return():.1f}"
+                    return print(f"{speed}; {returns if recent else 'no episode has ended'}")
                 case FloatingPointError():
                     state, status, message = "diverged", DIVERGED, str(error)
                 case ActionNotFinite():
@@ -685,7 +686,7 @@ class Run:
 
     def progress(self, step):
         """Move the bar to `step`; if the output is not a terminal, print a line every ten seconds instead."""
-        recent = f"return {self.mean_return():.1f}"
+        recent = f"return {self.mean_return():.1f}" if self.recent_returns else "no episode has ended"
         if self.terminal:
             self.bar.set_postfix_str(recent, refresh=False)
             self.bar.update(step - self.bar.n)
