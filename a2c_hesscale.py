@@ -37,7 +37,7 @@ from hesscale_utils import (
 
 LEARNING_RATES = {
     "sgd": 1e-2,
-    "adam": 3e-4,
+    "adam": 1e-4,
     "adahessian": 3e-3,
     "adahesscale": 1e-3,
     "adahesscalegn": 1e-3,
