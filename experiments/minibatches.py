@@ -7,6 +7,7 @@ some of the first, the middle and the last SPAN updates: the inputs of the netwo
 import contextlib
 import io
 import itertools
+import math
 import os
 import sys
 import tempfile
@@ -47,6 +48,8 @@ class RunArgs:
     """steps of a run"""
     optimizer: str = "adahesscale"
     """the runs' optimizer"""
+    step_size: float = 3e-4
+    """the runs' step size"""
     minibatches: int = 16
     """the number of minibatches recorded at each moment"""
     cache: Path = Path("minibatches")
@@ -65,6 +68,8 @@ class RunArgs:
             fail(f"--agents {agent}: choose from {', '.join(AGENTS)}")
         if self.optimizer.endswith("adahessian"):
             fail(f"--optimizer {self.optimizer}: never calls TanhMLP.backward, where minibatches are recorded")
+        if not 0 < self.step_size < math.inf:
+            fail(f"--step-size {self.step_size}: must be a number above 0")
         try:
             if self.out.is_dir():
                 example = self.out / type(self).out.name
@@ -170,8 +175,9 @@ def run(name, args, wanted):
 def agent_args(name, env_id, seed, args):
     """Return the arguments of an agent's run, of an experiment's `args`."""
     return AGENTS[name].Args(
-        env_id=env_id, seed=seed, total_timesteps=args.total_timesteps, optimizer=args.optimizer, checkpoint_interval=0
-    )
+        env_id=env_id, seed=seed, total_timesteps=args.total_timesteps, optimizer=args.optimizer,
+        learning_rate=args.step_size, checkpoint_interval=0,
+    )  # fmt: skip
 
 
 def record(name, env_id, seed, args):
@@ -186,7 +192,7 @@ def record(name, env_id, seed, args):
     # the middles of equal parts, so that PPO's come from all its epochs, not only from the first, where the ratio is 1
     offsets = ((np.arange(args.minibatches) + 0.5) * span / args.minibatches).astype(int)
     wanted = {moment: {int((updates - span) * at) + int(i) for i in offsets} for moment, at in MOMENTS.items()}
-    parts = name, env_id.replace("/", "-"), args.optimizer, seed, args.total_timesteps, args.minibatches
+    parts = name, env_id.replace("/", "-"), args.optimizer, args.step_size, seed, args.total_timesteps, args.minibatches
     path = args.cache / ("_".join(map(str, parts)) + ".pt")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

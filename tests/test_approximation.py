@@ -399,6 +399,7 @@ def test_bad_data_is_one_clear_line(tmp_path, content, suffix):
         (f"--cache {'x' * 500}", "File name too long"),
         ("--samples 1e12", "--samples 1000000000000: must be at least 1, and at most 1,000,000"),
         ("--learning-rate inf", "--learning-rate inf: must be a number above 0"),
+        ("--step-size 0", "--step-size 0.0: must be a number above 0"),
         ("--samples 1.5", "--samples 1.5: must be a whole number"),
         ("--sample 3", "Unrecognized options: --sample, 3; Perhaps you meant: --samples INT"),
     ],
@@ -428,11 +429,11 @@ def test_quick_never_writes_among_the_results_of_whole_runs(script, out, monkeyp
 
 
 def test_a_damaged_record_is_one_line(tmp_path):
-    args = SimpleNamespace(total_timesteps=2000, optimizer="sgd", minibatches=2, cache=tmp_path)
-    (tmp_path / "a2c_Pendulum-v1_sgd_1_2000_2.pt").write_bytes(b"half")
+    args = SimpleNamespace(total_timesteps=2000, optimizer="sgd", step_size=0.01, minibatches=2, cache=tmp_path)
+    (tmp_path / "a2c_Pendulum-v1_sgd_0.01_1_2000_2.pt").write_bytes(b"half")
     with pytest.raises(SystemExit) as error:
         minibatches.record("a2c", "Pendulum-v1", 1, args)
-    assert str(error.value).startswith(f"error: --cache {tmp_path}: a2c_Pendulum-v1_sgd_1_2000_2.pt is damaged (")
+    assert str(error.value).startswith(f"error: --cache {tmp_path}: a2c_Pendulum-v1_sgd_0.01_1_2000_2.pt is damaged (")
 
 
 @pytest.mark.parametrize("name", ["a2c", "ppo"])
@@ -469,7 +470,9 @@ def test_an_agent_that_diverges_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_is_recorded_once(tmp_path, monkeypatch):
-    args = SimpleNamespace(total_timesteps=2000, optimizer="sgd", minibatches=2, cache=tmp_path / "cache")
+    args = dict(total_timesteps=2000, optimizer="sgd", step_size=0.01, minibatches=2, cache=tmp_path / "cache")
+    args = SimpleNamespace(**args)
+    assert minibatches.agent_args("a2c", "Pendulum-v1", 1, args).learning_rate == 0.01
     first = minibatches.record("a2c", "Pendulum-v1", 1, args)
     monkeypatch.setattr(minibatches, "run", None)
     again = minibatches.record("a2c", "Pendulum-v1", 1, args)
