@@ -38,13 +38,13 @@ from hesscale_utils import (
 LEARNING_RATES = {
     "sgd": 1e-2,
     "adam": 3e-4,
-    "adahessian": 1e-3,
+    "adahessian": 3e-3,
     "adahesscale": 3e-4,
     "adahesscalegn": 3e-4,
     "scaled-sgd": 1e-2,
-    "scaled-adam": 1e-3,
+    "scaled-adam": 1e-1,
     "scaled-adahessian": 1e-3,
-    "scaled-adahesscale": 1e-3,
+    "scaled-adahesscale": 1e-1,
     "scaled-adahesscalegn": 3e-4,
 }
 
