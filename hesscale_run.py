@@ -522,9 +522,10 @@ class Run:
             match error:
                 case None:
                     speed = f"{self.step:,} steps at {self.sps(self.step):,} steps/s"
-                    recent = len(self.recent_returns)
-                    returns = f"mean return of the last {recent} episodes {self.mean_return():.1f}"
-                    return print(f"{speed}; {returns if recent else 'no episode has ended'}")
+                    returns = "no episode has ended"
+                    if recent := len(self.recent_returns):
+                        returns = f"mean return of the last {recent} episodes {self.mean_return():.1f}"
+                    return print(f"{speed}; {returns}")
                 case FloatingPointError():
                     state, status, message = "diverged", DIVERGED, str(error)
                 case ActionNotFinite():
@@ -661,7 +662,7 @@ class Run:
     def write_status(self, **changes):
         """Write status.json, with the current step and return and the given changes."""
         self.status |= {"step": self.step, "updated": now()} | changes
-        self.status["return"] = self.mean_return() if self.recent_returns else None
+        self.status["return"] = self.mean_return()
         write_atomically(f"{self.folder}/status.json", json.dumps(self.status, indent=1).encode())
 
     def save_model(self, agent, envs):
@@ -698,8 +699,8 @@ class Run:
             print(f"{done}, {sps:,.0f} steps/s, {recent}, {left:.0f} s left", flush=True)
 
     def mean_return(self):
-        """Return the mean return of the last 50 episodes; NaN before the first."""
-        return float(np.mean(self.recent_returns)) if self.recent_returns else float("nan")
+        """Return the mean return of the last 50 episodes; None before the first."""
+        return float(np.mean(self.recent_returns)) if self.recent_returns else None
 
     def sps(self, step):
         """Return the environment steps per second, an integer, since this process began to train."""

@@ -58,8 +58,6 @@ class Args(RunArgs):
         super().check()
         if self.part not in ("images", "rl", "both"):
             fail(f"--part {self.part}: choose images, rl or both")
-        if not 0 < self.learning_rate < math.inf:
-            fail(f"--learning-rate {self.learning_rate}: must be a number above 0")
         if self.quick:
             self.initializations, self.examples = 3, 40
 

@@ -62,8 +62,6 @@ class Args(RunArgs):
 
     def check(self):
         super().check()
-        if not 0 < self.learning_rate < math.inf:
-            fail(f"--learning-rate {self.learning_rate}: must be a number above 0")
         if not 2 <= self.width <= 2048:
             fail(f"--width {self.width}: must be in [2, 2048], for exact Hessians are width x width")
         if self.quick:

@@ -62,14 +62,14 @@ class RunArgs:
             most = sys.maxsize if name == "total_timesteps" else 10**6
             if type(value) is int and not 1 <= value <= most:
                 fail(f"{flag} {value}: must be at least 1" + f", and at most {most:,}" * (value > most))
+            if type(value) is float and not 0 < value < math.inf:
+                fail(f"{flag} {value}: must be a number above 0")
             if type(value) is tuple and len({*value}) < len(value):
                 fail(f"{flag} {' '.join(value)}: names a value twice")
         for agent in {*self.agents} - {*AGENTS}:
             fail(f"--agents {agent}: choose from {', '.join(AGENTS)}")
         if self.optimizer.endswith("adahessian"):
             fail(f"--optimizer {self.optimizer}: never calls TanhMLP.backward, where minibatches are recorded")
-        if not 0 < self.step_size < math.inf:
-            fail(f"--step-size {self.step_size}: must be a number above 0")
         try:
             if self.out.is_dir():
                 example = self.out / type(self).out.name
