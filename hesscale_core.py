@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hesscale_flat import FlatModule, KeptArrays, check_shapes, constant, namespace
+from hesscale_flat import FlatModule, KeptArrays, LightOptimizer, check_shapes, constant, namespace
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -311,7 +311,7 @@ OPTIMIZERS = (*KINDS, *(f"scaled-{name}" for name in KINDS))
 MOMENTS = "exp_avg", "exp_avg_sq", "exp_avg_hess_sq"  # M; V as Adam's form has it; V of .hess where that is another
 
 
-class ScaledOptimizer(torch.optim.Optimizer):
+class ScaledOptimizer(LightOptimizer):
     """The optimizer of one of the names in OPTIMIZERS (Algorithms 2 and 3).
 
         M <- beta1 M + (1 - beta1) g        M^ = M / (1 - beta1^t)        U = lr M^ / (sqrt(V^) + eps)

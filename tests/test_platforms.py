@@ -217,6 +217,22 @@ def test_training_needs_what_its_file_has_and_no_more(tmp_path):
     assert done.stderr.endswith(shlex.quote(f"{ROOT}/requirements-study.txt") + "\n"), done.stderr
 
 
+def test_a_run_does_not_import_torchs_compiler(tmp_path):
+    """Which takes nearly as long as all other imports together, and which torch.optim.Optimizer asks for."""
+    program = f"""if True:
+        import runpy, sys
+        sys.path.insert(0, {str(ROOT)!r})
+        sys.argv[1:] = "--env-id CartPole-v1 --checkpoint-interval 64 --total-timesteps 640 --save-model".split()
+        runpy.run_path({str(ROOT / "a2c_hesscale.py")!r}, run_name="__main__")
+        from hesscale_core import TanhMLP, make_optimizer
+        optimizer = make_optimizer("adahesscale", TanhMLP(1, (2,), 1).parameters(), lr=0.1)
+        optimizer.load_state_dict(optimizer.state_dict())  # as a resumed run does
+        print("torch._dynamo" in sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["False"], done.stderr
+
+
 # ---- systems without POSIX ---------------------------------------------------------------------------------
 
 # what Windows, and in part macOS, has not: modules, functions, signals, folders that can be opened, names with colons,
