@@ -194,7 +194,7 @@ def test_a_grid_that_cannot_be_meant_is_one_line(tmp_path, monkeypatch, capsys, 
 def test_a_sweep_that_is_stopped_and_killed_is_completed_by_the_same_command(tmp_path):
     """Ctrl-C once, then SIGKILL to all of it; the ends are bit for bit those of a sweep that nothing stopped."""
     flags = ["--agent", "a2c", *DRIFT, "--optimizer", "adam", "adahesscale", "--seed", 1, 2, "--local", 2]
-    flags += ["--total-timesteps", 16_384]
+    flags += ["--total-timesteps", 8192]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
     code, out, err = run(whole, *flags)
