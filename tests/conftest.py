@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 torch.set_num_threads(1)
+
+
+def pytest_xdist_auto_num_workers():
+    """One more worker than cores, because a fifth of the tests' time is waiting for SLURM, W&B and signals."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(params=["numpy", "torch"])

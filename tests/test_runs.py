@@ -159,7 +159,7 @@ def kills_survived(tmp_path, agent, env_id, kills, steps):
 
 @pytest.mark.parametrize("env_id, agent", [("Hopper-v4", "ppo"), ("CartPole-v1", "a2c")])
 def test_a_killed_run_goes_on_to_the_same_end(tmp_path, agent, env_id):
-    assert kills_survived(tmp_path, agent, env_id, 1, 20_480) == 1
+    assert kills_survived(tmp_path, agent, env_id, 1, 12_288) == 1
 
 
 @pytest.mark.long
