@@ -262,14 +262,17 @@ def rollout(args, agent, envs, next_obs, rng, run):
 
 
 def adapt_step_size(optimizers, log_ratios, desired_kl):
-    """Adapt the step size to the KL divergence that an epoch's log-ratios estimate, as rl_games and rsl_rl do."""
+    """Adapt the step size to the KL divergence that an epoch's log-ratios estimate, as rl_games and rsl_rl do.
+
+    It stays within their bounds, 1e-6 and 1e-2; from outside, where scaled optimizers begin, it comes no further.
+    """
     kl = (np.exp(log_ratios) - 1 - log_ratios).mean()
     for optimizer in optimizers.values():
         group = optimizer.param_groups[0]
         if kl > 2 * desired_kl:
-            group["lr"] = max(group["lr"] / 1.5, 1e-6)
+            group["lr"] = min(group["lr"], max(group["lr"] / 1.5, 1e-6))
         elif kl < desired_kl / 2:
-            group["lr"] = min(group["lr"] * 1.5, 1e-2)
+            group["lr"] = max(group["lr"], min(group["lr"] * 1.5, 1e-2))
 
 
 def update(args, agent, optimizers, batch, rng):

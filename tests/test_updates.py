@@ -668,6 +668,9 @@ def test_the_step_size_that_adapts_stays_within_its_bounds():
     assert adapt(1e-3, 1.9e-4) == adapt(1e-3, 0.6e-4) == 1e-3
     assert adapt(1e-3, 2.1e-4) == pytest.approx(1e-3 / 1.5) and adapt(1e-3, 0.4e-4) == pytest.approx(1.5e-3)
     assert adapt(1.2e-6, 1e-3) == 1e-6 and adapt(9e-3, 1e-6) == 1e-2
+    # from outside it comes back, and goes no further
+    assert adapt(0.1, 1e-6) == 0.1 and adapt(0.1, 1e-3) == pytest.approx(0.1 / 1.5)
+    assert adapt(1e-7, 1e-3) == 1e-7 and adapt(1e-7, 1e-6) == pytest.approx(1.5e-7)
 
 
 @all_policies
