@@ -112,7 +112,7 @@ class Args:
     norm_reward: bool = True
     """toggles the normalization of rewards by the running variance of the discounted return"""
     anneal_lr: bool = False
-    """toggle linear annealing of the step size to zero"""
+    """toggle linear annealing of the updates to zero: of the step size and, where it binds, of the trust region"""
     gamma: float = 0.99
     """the discount factor gamma"""
     gae_lambda: float = 1.0
@@ -331,8 +331,11 @@ def main(args):
         gc.freeze()  # the collector need not go through what the imports made, again and again
         for iteration in range(run.step // batch_size + 1, num_iterations + 1):
             if args.anneal_lr:
+                frac = 1 - (iteration - 1) / num_iterations
                 for optimizer in optimizers.values():
-                    optimizer.param_groups[0]["lr"] = (1 - (iteration - 1) / num_iterations) * args.learning_rate
+                    group = optimizer.param_groups[0]
+                    # the radius as well, because a trust region that binds cancels the step size
+                    group["lr"], group["delta"] = frac * args.learning_rate, frac**2 * args.delta
             batch = rollout(args, agent, envs, next_obs, rng, run)
             policy = update(args, agent, optimizers, batch, history, run.step)
 

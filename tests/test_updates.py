@@ -373,7 +373,10 @@ class LiteralAgent:
         iterations = self.args.total_timesteps // batch_size
         for iteration in range(iterations):
             if self.args.anneal_lr:
-                self.lr = self.args.learning_rate * (1 - iteration / iterations)
+                share = 1 - iteration / iterations  # by which a trust region that binds must shorten its steps, too
+                self.lr = self.args.learning_rate * share
+                for optimizer in self.optimizers.values():
+                    optimizer.delta = self.args.delta * share * share
             figures = self.update(self.rollout())
             enough = self.is_ppo or len(self.history) * batch_size >= 2048
             if enough or iteration == iterations - 1:
