@@ -112,7 +112,7 @@ class Args:
     norm_reward: bool = True
     """toggles the normalization of rewards by the running variance of the discounted return"""
     anneal_lr: bool = False
-    """toggle linear annealing of the updates to zero: of the step size and, where it binds, of the trust region"""
+    """toggle linear annealing of the updates to zero: of the step size, and of delta with its square"""
     gamma: float = 0.99
     """the discount factor gamma"""
     gae_lambda: float = 1.0

@@ -114,7 +114,7 @@ class Args:
     norm_reward: bool = True
     """toggles the normalization of rewards by the running variance of the discounted return"""
     anneal_lr: bool = False
-    """toggle linear annealing of the updates to zero: of the step size and, where it binds, of the trust region"""
+    """toggle linear annealing of the updates to zero: of the step size, and of delta with its square"""
     gamma: float = 0.99
     """the discount factor gamma"""
     gae_lambda: float = 0.95
@@ -264,7 +264,7 @@ def rollout(args, agent, envs, next_obs, rng, run):
 def adapt_step_size(optimizers, log_ratios, desired_kl):
     """Adapt the step size to the KL divergence that an epoch's log-ratios estimate, as rl_games and rsl_rl do.
 
-    It stays within their bounds, 1e-6 and 1e-2; from outside, where scaled optimizers begin, it comes no further.
+    It stays within their bounds, 1e-6 and 1e-2; from outside, where scaled optimizers begin, it only moves back in.
     """
     kl = (np.exp(log_ratios) - 1 - log_ratios).mean()
     for optimizer in optimizers.values():

@@ -1,4 +1,3 @@
-import os
 import sys
 from pathlib import Path
 
@@ -11,9 +10,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_xdist_auto_num_workers():
     """One more worker than cores, because a fifth of the tests' time is waiting for SLURM, W&B and signals."""
-    return (os.cpu_count() or 1) + 1
+    return (yield) + 1
 
 
 @pytest.fixture(params=["numpy", "torch"])
