@@ -315,12 +315,10 @@ def main(args):
     options = dict(lr=args.learning_rate, betas=args.betas, eps=args.eps, delta=args.delta)
     by_autograd = "adahessian" in args.optimizer
     networks = {"critic": [agent.critic], "actor": [agent.actor, agent.actor_std] if args.state_std else [agent.actor]}
-    optimizers = {
-        name: make_optimizer(
-            args.optimizer, [p for net in nets for p in (net.parameters() if by_autograd else [net.flat])], **options
-        )
-        for name, nets in networks.items()
-    }
+    optimizers = {}
+    for name, nets in networks.items():
+        params = [p for net in nets for p in (net.parameters() if by_autograd else [net.flat])]
+        optimizers[name] = make_optimizer(args.optimizer, params, **options)
 
     with Run(args, run_name, checkpoint) as run:
         step_size = f"step size {args.learning_rate:g}"

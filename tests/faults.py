@@ -199,7 +199,7 @@ FAULTS = [
     ('delta not passed', 'ppo_hesscale.py a2c_hesscale.py', 'updates', (', delta=args.delta', '')),
     ('lr default lost', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('lr=args.learning_rate', 'lr=3e-4')),
     ('lr default of adam', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('LEARNING_RATES[args.optimizer]\n    batch', 'LEARNING_RATES["adam"]\n    batch')),
-    ('optimizer fixed', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('            args.optimizer, [p', '            "adam", [p')),
+    ('optimizer fixed', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('make_optimizer(args.optimizer', 'make_optimizer("adam"')),
     ('critic not updated', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('for o in optimizers.values():\n', 'for o in [o for n, o in optimizers.items() if n != "critic"]:\n')),
     ('actor_std not updated', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('[agent.actor, agent.actor_std] if args.state_std else [agent.actor]', '[agent.actor]')),
     ('actor_std has a trust region of its own', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('[agent.actor, agent.actor_std] if args.state_std else [agent.actor]}', '[agent.actor]} | ({"std": [agent.actor_std]} if args.state_std else {})')),
