@@ -13,9 +13,13 @@ diverged has lost everything.
 PREFIX.png and .pdf: a row for each environment and setting; a panel of single runs for each optimizer, with a cross at
 the first loss; then the share of runs that have had a loss by then, with 95% Wilson intervals. PREFIX_share.csv holds
 these shares, PREFIX_table.csv how many runs of how many lost a fifth, when, and what they kept to the end.
+
+PREFIX_signs.png, .pdf and .csv: what precedes a loss, the figures of --stability, as mean and range over the runs. An
+archive does not keep them, so they are made only where all runs are in runs/.
 """
 
 import glob
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from done import DONE
 from drawing import RC, STYLES, TEXT_WIDTH, plt, write_figure
 from grid import read_cells
-from reading import BINS, read_all
+from reading import BINS, bin_returns, read_all, read_events
 from stats import wilson
 from tables import write_csv
 
@@ -36,6 +40,13 @@ from hesscale_utils import fail, parse_args
 
 SMOOTHED, LOSS, COUNTED = 5, 0.2, 0.5
 OPTIMIZER_FLAGS = {"learning_rate": "lr", "betas": "$\\beta$", "delta": "$\\Delta$"}
+SIGNS = {  # tags of --stability, and what the panels call them
+    "stability/kl": "KL of an update\n(nats)",
+    "stability/saturated_actor": "saturated units\nof the actor",
+    "stability/rank_actor": "rank of the\nactor's features",
+    "stability/norm_actor": "norm of the\nactor's parameters",
+    "hesscale/eta_actor": "scale $\\eta$\nof the actor",
+}
 SETTING_FLAGS = {"num_steps": "rollout", "num_minibatches": "minibatches", "update_epochs": "epochs"}
 
 
@@ -153,16 +164,71 @@ def shares(rows):
     return found
 
 
+def signs(rows):
+    """Return a row {column: value} for each setting, series, tag of SIGNS and bin: mean and range over the runs."""
+    found = []
+    for (setting, series), part in rows.groupby(["setting", "series"], sort=False):
+        runs = [read_events(folder)[0] for folder in part["source"]]
+        total = part["total_timesteps"].iloc[0]
+        for tag in SIGNS:
+            points = [scalars[tag].T for scalars in runs if tag in scalars]  # only a scaled optimizer has an eta
+            curves = [bin_returns(steps.astype(int), values, total, steps[-1]) for steps, values in points]
+            for k, values in enumerate(zip(*curves, strict=True)):
+                found.append({"setting": setting, "series": series, "runs": len(curves), "tag": tag,
+                              "step": (k + 1) * total / BINS, "value": np.mean(values), "least": min(values),
+                              "most": max(values)})  # fmt: skip
+    return found
+
+
+def lines(rows):
+    """Return the colour and the line of each series, {series: {option: value}}."""
+    found = {}
+    for series, optimizer in dict(zip(rows["series"], rows["optimizer"], strict=True)).items():
+        color = STYLES[optimizer][1]
+        same = sum(style["color"] == color for style in found.values())
+        found[series] = {"color": color, "linestyle": ("-", "--", ":", "-.")[same % 4]}
+    return found
+
+
+def steps_unit(rows):
+    return (1e6, "millions") if rows["total_timesteps"].max() > 9e5 else (1e3, "thousands")
+
+
+def add_legend(figure, styles):
+    handles = [plt.Line2D([], [], label=series, **style) for series, style in styles.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+
+
+def draw_signs(rows, by_step):
+    settings, styles, unit = list(dict.fromkeys(rows["setting"])), lines(rows), steps_unit(rows)
+    size = TEXT_WIDTH, 1.3 * len(settings) + 0.5
+    figure, grid = plt.subplots(len(settings), len(SIGNS), figsize=size, squeeze=False, sharex=True)
+    for setting, axes in zip(settings, grid, strict=True):
+        for tag, axis in zip(SIGNS, axes, strict=True):
+            for series, style in styles.items():
+                part = [r for r in by_step if (r["setting"], r["series"], r["tag"]) == (setting, series, tag)]
+                steps = np.array([r["step"] for r in part]) / unit[0]
+                value, least, most = ([r[column] for r in part] for column in ("value", "least", "most"))
+                axis.plot(steps, value, **style)
+                axis.fill_between(steps, least, most, color=style["color"], alpha=0.12, lw=0)
+            if tag in ("stability/kl", "hesscale/eta_actor"):
+                axis.set_yscale("log")
+            if setting == settings[0]:
+                axis.set_title(SIGNS[tag])
+        axes[0].set_ylabel(setting.replace(", ", "\n"))
+    add_legend(figure, styles)
+    figure.supxlabel(f"environment steps ({unit[1]})")
+    return figure
+
+
 def draw(rows, by_step):
-    settings, names = list(dict.fromkeys(rows["setting"])), list(dict.fromkeys(rows["series"]))
-    optimizer = dict(zip(rows["series"], rows["optimizer"], strict=True))
-    same = {name: [n for n in names if optimizer[n] == optimizer[name]].index(name) for name in names}
-    lines = {name: ("-", "--", ":", "-.")[same[name] % 4] for name in names}
-    size = TEXT_WIDTH, 1.75 * len(settings) + 0.2
+    settings, styles, unit = list(dict.fromkeys(rows["setting"])), lines(rows), steps_unit(rows)
+    names = [*styles]
+    size = TEXT_WIDTH, 1.75 * len(settings) + 0.4
     figure, grid = plt.subplots(len(settings), len(names) + 1, figsize=size, squeeze=False)
     for (setting, name), part in rows.groupby(["setting", "series"], sort=False):
         axis, last = (grid[settings.index(setting), i] for i in (names.index(name), -1))
-        steps, color = (np.arange(BINS) + 1) * part["total_timesteps"].iloc[0] / BINS / 1e3, STYLES[optimizer[name]][1]
+        steps, color = (np.arange(BINS) + 1) * part["total_timesteps"].iloc[0] / BINS / unit[0], styles[name]["color"]
         for curve, lost in zip(map(smooth, part["curve"]), part["lost"], strict=True):
             axis.plot(steps, curve, color=color, lw=0.6, alpha=0.8)
             if lost.any():
@@ -171,7 +237,7 @@ def draw(rows, by_step):
         axis.set_title("\n".join([*name.split(", ", 1), count]))
         share = [row for row in by_step if (row["setting"], row["series"]) == (setting, name)]
         value, low, high = ([row[f"share{end}"] for row in share] for end in ("", "_low", "_high"))
-        last.plot(steps, value, color=color, linestyle=lines[name], label=name)
+        last.plot(steps, value, **styles[name])
         last.fill_between(steps, low, high, color=color, alpha=0.12, lw=0)
     for setting, axes in zip(settings, grid, strict=True):
         returns = np.concatenate([smooth(curve) for curve in rows.loc[rows["setting"] == setting, "curve"]])
@@ -179,8 +245,8 @@ def draw(rows, by_step):
             axis.set_ylim(np.nanmin(returns), np.nanmax(returns) + 0.05 * np.ptp(returns[np.isfinite(returns)]))
         axes[0].set_ylabel("\n".join([*setting.split(", "), "return"]))
         axes[-1].set(ylim=(-0.03, 1.03), title="share of runs\nthat have lost a fifth")
-        axes[-1].legend(fontsize=5.5)
-    figure.supxlabel("environment steps (thousands)")
+    add_legend(figure, styles)
+    figure.supxlabel(f"environment steps ({unit[1]})")
     return figure
 
 
@@ -194,6 +260,9 @@ def main(args):
         print(f"{row['setting']}, {row['series']}: {row['lost a fifth']} of {row['runs']} runs lost a fifth{when}")
     with plt.rc_context(RC):
         write_figure(args.out, draw(rows, by_step))
+        if rows["source"].map(os.path.isdir).all() and (by_step := signs(rows)):
+            write_csv(f"{args.out}_signs.csv", by_step)
+            write_figure(f"{args.out}_signs", draw_signs(rows, by_step))
 
 
 if __name__ == "__main__":

@@ -51,22 +51,29 @@ def bin_returns(steps, returns, total, end):
     return curve
 
 
-def read_run(key, state, folder, status):
-    """Return a run's row: COLUMNS, its folder as `source`, and how its event files are damaged ("" if they are not).
+def read_events(folder):
+    """Return what a run has logged, {tag: array [points, 2] of steps and values}, and the last step that has a point.
 
-    The final return is the mean over the last LAST episodes, the mean return that over the curve's bins.
     TensorBoard's reader leaves out what a resumed run has logged again.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it would tell of that
+    events = EventAccumulator(folder, size_guidance={"scalars": 0}).Reload()
+    tags = events.Tags()
+    scalars = {tag: np.array([(e.step, e.value) for e in events.Scalars(tag)]) for tag in tags["scalars"]}
+    text_steps = [events.Tensors(tag)[-1].step for tag in tags["tensors"]]
+    return scalars, int(max([steps[-1, 0] for steps in scalars.values()] + text_steps, default=0))
+
+
+def read_run(key, state, folder, status):
+    """Return a run's row: COLUMNS, its folder as `source`, and how its event files are damaged ("" if they are not).
+
+    The final return is the mean over the last LAST episodes, the mean return that over the curve's bins.
+    """
     scalars, last, damage = {}, 0, ""
     try:
-        events = EventAccumulator(folder, size_guidance={"scalars": 0}).Reload()
-        tags = events.Tags()
-        scalars = {tag: np.array([(e.step, e.value) for e in events.Scalars(tag)]) for tag in tags["scalars"]}
-        text_steps = [events.Tensors(tag)[-1].step for tag in tags["tensors"]]
-        last = int(max([steps[-1, 0] for steps in scalars.values()] + text_steps, default=0))
+        scalars, last = read_events(folder)
     except Exception as error:  # whatever a damaged file makes the reader raise
         damage = " ".join(f"can't be read: {type(error).__name__}: {error}".split())
     steps, returns = scalars.get("charts/episodic_return", np.empty((0, 2))).T

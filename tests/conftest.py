@@ -16,6 +16,11 @@ def pytest_xdist_auto_num_workers():
     return (yield) + 1
 
 
+def pytest_collection_modifyitems(items):
+    """The sweeps first, because two of them wait for minutes, and at the end no other test would run beside them."""
+    items.sort(key=lambda item: item.path.name != "test_sweep.py")
+
+
 @pytest.fixture(params=["numpy", "torch"])
 def kind(request):
     """Convert tensors to what the mathematics is asked to run on; both must give the same."""

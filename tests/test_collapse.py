@@ -148,6 +148,43 @@ def test_the_table_and_the_shares_are_those_of_the_runs(tmp_path, capsys):
     assert (tmp_path / "out/stability.png").stat().st_size > 5000 and (tmp_path / "out/stability.pdf").exists()
 
 
+def test_the_signs_of_a_collapse_are_those_of_the_runs(tmp_path):
+    """Two runs of Adam log a KL of 1 and 3, in the first bin 2 and 8; Scaled Adam alone has an eta."""
+    (tmp_path / "runs").mkdir()
+    grid = tmp_path / "grid.toml"
+    grid.write_text(
+        f'[[grid]]\nagent = "ppo"\nenv_id = "Hopper-v4"\noptimizer = ["adam", "scaled-adam"]\nseed = [1, 2]\n'
+        f"stability = true\ntotal_timesteps = {TOTAL}\n"
+    )
+    for optimizer, seed, first, kl in (("adam", 1, 2, 1), ("adam", 2, 8, 3), ("scaled-adam", 1, 5, 5)):
+        signs = {"stability/kl": [(50, 0.5 * first), (100, 1.5 * first), *((k, kl) for k in range(200, TOTAL, 100))]}
+        if optimizer != "adam":
+            signs["hesscale/eta_actor"] = [(TOTAL, 0.25)]
+        make_run(tmp_path / "runs", curve(0, 100), seed, optimizer=optimizer, stability=True, signs=signs)
+    args = stability.Args((str(grid),), str(tmp_path / "out"), (str(tmp_path / "runs"),))
+    stability.main(args)
+    rows = read(f"{tmp_path}/out_signs.csv")
+    values = ("series", "runs", "tag", "step", "value", "least", "most")
+    kl = [tuple(map(row.get, values)) for row in rows if row["tag"] == "stability/kl"]
+    assert kl[:2] == [
+        ("Adam", "2", "stability/kl", "100", "5", "2", "8"),
+        ("Adam", "2", "stability/kl", "200", "2", "1", "3"),
+    ]
+    assert len(kl) == 200 and kl[100] == ("Scaled Adam", "1", "stability/kl", "100", "5", "5", "5")
+    eta = [row for row in rows if row["tag"] == "hesscale/eta_actor"]
+    assert {(row["series"], row["value"]) for row in eta} == {("Scaled Adam", "0.25")} and len(rows) == 300
+    assert (tmp_path / "out_signs.png").stat().st_size > 5000
+
+    make_run(tmp_path / "runs", curve(0, 100), 2, optimizer="scaled-adam", stability=True)
+    (tmp_path / "out_signs.csv").unlink()
+    from_archive = stability.read_all(args.runs, [])
+    from_archive.loc[from_archive["seed"] == 2, "source"] = f"{ROOT}/results/a/runs.csv.gz"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stability, "read_all", lambda *_: from_archive)
+        stability.main(args)
+    assert not (tmp_path / "out_signs.csv").exists(), "runs that an archive holds were left out in silence"
+
+
 def test_series_are_told_apart_by_what_differs():
     import pandas as pd
 

@@ -35,15 +35,16 @@ def flat(value, start=None, end=TOTAL):
     return [(step, value if start is None or step > 100 else start) for step in range(100, end + 1, 100)]
 
 
-def log(folder, episodes, **options):
+def log(folder, episodes, signs=(), **options):
     writer = SummaryWriter(folder, **options)
-    for step, value in episodes:
-        writer.add_scalar("charts/episodic_return", value, step)
+    for tag, points in {"charts/episodic_return": episodes, **dict(signs)}.items():
+        for step, value in points:
+            writer.add_scalar(tag, value, step)
     writer.close()
 
 
-def make_run(folder, episodes, seed=1, state="finished", step=None, agent="ppo", **args):
-    """A run's folder in `folder`, as the agents make it."""
+def make_run(folder, episodes, seed=1, state="finished", step=None, agent="ppo", signs=(), **args):
+    """A run's folder in `folder`, as the agents make it; `signs` is what else it logs, {tag: points}."""
     module = load_agent(agent)
     args = asdict(module.Args()) | {"seed": seed, "env_id": "Hopper-v4", "optimizer": "adam"} | args
     args = {"total_timesteps": TOTAL} | args | {"total_timesteps": args.get("total", TOTAL)}
@@ -51,7 +52,7 @@ def make_run(folder, episodes, seed=1, state="finished", step=None, agent="ppo",
     args.pop("total", None)
     name = f"{args['env_id']}__{args['exp_name']}__{args['optimizer']}__{seed}__{args['learning_rate']:g}"
     path = folder / f"{name}{args['num_steps']}{'annealed' * args['anneal_lr']}"
-    log(path, episodes)
+    log(path, episodes, signs)
     status = {"state": state, "step": episodes[-1][0] if step is None else step, "args": args, "commit": "abc"}
     status |= {"script": f"{agent}_hesscale.py", "versions": {}, "start": "2026-01-01", "resumed_at": []}
     status |= {"end": "2026-01-01", "total_timesteps": args["total_timesteps"]}
