@@ -42,10 +42,11 @@ SMOOTHED, LOSS, COUNTED = 5, 0.2, 0.5
 OPTIMIZER_FLAGS = {"learning_rate": "lr", "betas": "$\\beta$", "delta": "$\\Delta$"}
 SIGNS = {  # tags of --stability, and what the panels call them
     "stability/kl": "KL of an update\n(nats)",
-    "stability/saturated_actor": "saturated units\nof the actor",
-    "stability/rank_actor": "rank of the\nactor's features",
-    "stability/norm_actor": "norm of the\nactor's parameters",
     "hesscale/eta_actor": "scale $\\eta$\nof the actor",
+    "stability/norm_actor": "norm of the\nactor",
+    "stability/min_log_std": "log of the least\nstd. deviation",
+    "stability/norm_critic": "norm of the\ncritic",
+    "stability/saturated_critic": "saturated units\nof the critic",
 }
 SETTING_FLAGS = {"num_steps": "rollout", "num_minibatches": "minibatches", "update_epochs": "epochs"}
 
@@ -211,7 +212,7 @@ def draw_signs(rows, by_step):
                 value, least, most = ([r[column] for r in part] for column in ("value", "least", "most"))
                 axis.plot(steps, value, **style)
                 axis.fill_between(steps, least, most, color=style["color"], alpha=0.12, lw=0)
-            if tag in ("stability/kl", "hesscale/eta_actor"):
+            if tag in ("stability/kl", "hesscale/eta_actor", "stability/norm_critic"):
                 axis.set_yscale("log")
             if setting == settings[0]:
                 axis.set_title(SIGNS[tag])
@@ -233,7 +234,7 @@ def draw(rows, by_step):
             axis.plot(steps, curve, color=color, lw=0.6, alpha=0.8)
             if lost.any():
                 axis.plot(steps[lost.argmax()], curve[lost.argmax()], "x", color="black", ms=3.5, zorder=3)
-        count = f"{sum(map(np.any, part['lost']))} of {len(part)} runs lost a fifth"
+        count = f"{sum(map(np.any, part['lost']))} of {len(part)} lost a fifth"
         axis.set_title("\n".join([*name.split(", ", 1), count]))
         share = [row for row in by_step if (row["setting"], row["series"]) == (setting, name)]
         value, low, high = ([row[f"share{end}"] for row in share] for end in ("", "_low", "_high"))
@@ -244,7 +245,7 @@ def draw(rows, by_step):
         for axis in axes[:-1]:
             axis.set_ylim(np.nanmin(returns), np.nanmax(returns) + 0.05 * np.ptp(returns[np.isfinite(returns)]))
         axes[0].set_ylabel("\n".join([*setting.split(", "), "return"]))
-        axes[-1].set(ylim=(-0.03, 1.03), title="share of runs\nthat have lost a fifth")
+        axes[-1].set(ylim=(-0.03, 1.03), title="share that have\nlost a fifth")
     add_legend(figure, styles)
     figure.supxlabel(f"environment steps ({unit[1]})")
     return figure
