@@ -46,7 +46,7 @@ SIGNS = {  # tags of --stability, and what the panels call them
     "stability/norm_actor": "norm of the\nactor",
     "stability/min_log_std": "log of the least\nstd. deviation",
     "stability/norm_critic": "norm of the\ncritic",
-    "stability/saturated_critic": "saturated units\nof the critic",
+    "stability/saturated_critic": "saturated\ncritic units",
 }
 SETTING_FLAGS = {"num_steps": "rollout", "num_minibatches": "minibatches", "update_epochs": "epochs"}
 
@@ -212,7 +212,7 @@ def draw_signs(rows, by_step):
                 value, least, most = ([r[column] for r in part] for column in ("value", "least", "most"))
                 axis.plot(steps, value, **style)
                 axis.fill_between(steps, least, most, color=style["color"], alpha=0.12, lw=0)
-            if tag in ("stability/kl", "hesscale/eta_actor", "stability/norm_critic"):
+            if tag in ("stability/kl", "hesscale/eta_actor"):
                 axis.set_yscale("log")
             if setting == settings[0]:
                 axis.set_title(SIGNS[tag])
@@ -262,7 +262,7 @@ def main(args):
     with plt.rc_context(RC):
         write_figure(args.out, draw(rows, by_step))
         if rows["source"].map(os.path.isdir).all() and (by_step := signs(rows)):
-            write_csv(f"{args.out}_signs.csv", by_step)
+            write_csv(f"{args.out}_signs.csv", by_step, digits=3)
             write_figure(f"{args.out}_signs", draw_signs(rows, by_step))
 
 
