@@ -30,7 +30,7 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from done import DONE
-from drawing import RC, STYLES, TEXT_WIDTH, plt, write_figure
+from drawing import RC, STYLES, TEXT_WIDTH, plt, steps_unit, write_figure
 from grid import read_cells
 from reading import BINS, bin_returns, read_all, read_events
 from stats import wilson
@@ -191,24 +191,21 @@ def lines(rows):
     return found
 
 
-def steps_unit(rows):
-    return (1e6, "millions") if rows["total_timesteps"].max() > 9e5 else (1e3, "thousands")
-
-
 def add_legend(figure, styles):
     handles = [plt.Line2D([], [], label=series, **style) for series, style in styles.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
 
 
 def draw_signs(rows, by_step):
-    settings, styles, unit = list(dict.fromkeys(rows["setting"])), lines(rows), steps_unit(rows)
+    settings, styles = list(dict.fromkeys(rows["setting"])), lines(rows)
+    unit, unit_name = steps_unit(rows["total_timesteps"].max())
     size = TEXT_WIDTH, 1.3 * len(settings) + 0.5
     figure, grid = plt.subplots(len(settings), len(SIGNS), figsize=size, squeeze=False, sharex=True)
     for setting, axes in zip(settings, grid, strict=True):
         for tag, axis in zip(SIGNS, axes, strict=True):
             for series, style in styles.items():
                 part = [r for r in by_step if (r["setting"], r["series"], r["tag"]) == (setting, series, tag)]
-                steps = np.array([r["step"] for r in part]) / unit[0]
+                steps = np.array([r["step"] for r in part]) / unit
                 value, least, most = ([r[column] for r in part] for column in ("value", "least", "most"))
                 axis.plot(steps, value, **style)
                 axis.fill_between(steps, least, most, color=style["color"], alpha=0.12, lw=0)
@@ -218,18 +215,19 @@ def draw_signs(rows, by_step):
                 axis.set_title(SIGNS[tag])
         axes[0].set_ylabel(setting.replace(", ", "\n"))
     add_legend(figure, styles)
-    figure.supxlabel(f"environment steps ({unit[1]})")
+    figure.supxlabel(f"environment steps ({unit_name})")
     return figure
 
 
 def draw(rows, by_step):
-    settings, styles, unit = list(dict.fromkeys(rows["setting"])), lines(rows), steps_unit(rows)
+    settings, styles = list(dict.fromkeys(rows["setting"])), lines(rows)
+    unit, unit_name = steps_unit(rows["total_timesteps"].max())
     names = [*styles]
     size = TEXT_WIDTH, 1.75 * len(settings) + 0.4
     figure, grid = plt.subplots(len(settings), len(names) + 1, figsize=size, squeeze=False)
     for (setting, name), part in rows.groupby(["setting", "series"], sort=False):
         axis, last = (grid[settings.index(setting), i] for i in (names.index(name), -1))
-        steps, color = (np.arange(BINS) + 1) * part["total_timesteps"].iloc[0] / BINS / unit[0], styles[name]["color"]
+        steps, color = (np.arange(BINS) + 1) * part["total_timesteps"].iloc[0] / BINS / unit, styles[name]["color"]
         for curve, lost in zip(map(smooth, part["curve"]), part["lost"], strict=True):
             axis.plot(steps, curve, color=color, lw=0.6, alpha=0.8)
             if lost.any():
@@ -247,7 +245,7 @@ def draw(rows, by_step):
         axes[0].set_ylabel("\n".join([*setting.split(", "), "return"]))
         axes[-1].set(ylim=(-0.03, 1.03), title="share that have\nlost a fifth")
     add_legend(figure, styles)
-    figure.supxlabel(f"environment steps ({unit[1]})")
+    figure.supxlabel(f"environment steps ({unit_name})")
     return figure
 
 

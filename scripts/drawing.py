@@ -115,6 +115,11 @@ def line_and_band(axis, x, rows, **style):
     axis.fill_between(x, rows["value_low"], rows["value_high"], color=style["color"], alpha=0.16, linewidth=0)
 
 
+def steps_unit(most):
+    """Return the unit of an axis that goes to so many environment steps, and its name."""
+    return (1e6, "millions") if most > 9e5 else (1e3, "thousands")
+
+
 def limit(axis, values):
     """Show `values` and what lies around them, but not the whole of intervals that two or three runs have."""
     space = 0.35 * (np.max(values) - np.min(values)) or 1
@@ -124,7 +129,7 @@ def limit(axis, values):
 
 def draw_curves(rows, baseline):
     figure, axes = panels(rows)
-    unit, unit_name = (1e6, "millions") if rows["step"].max() > 9e5 else (1e3, "thousands")
+    unit, unit_name = steps_unit(rows["step"].max())
     styles = looks(rows["series"])
     for (agent, env_id, series), curve in rows.groupby(["agent", "env_id", "series"], sort=False):
         axis, style, place = axes[agent, env_id], styles[series], list(styles).index(series)
