@@ -39,11 +39,11 @@ STYLES = {
 }
 OTHERS = [*zip((*map(COLORS.get, ("purple", "grey", "green")), "#5A3A22", "#8C8C00", "#6A3D9A"), "PX<>*h", strict=True)]
 RC = {  # matplotlib's settings of the pictures for a paper
-    "font.size": 7, "axes.titlesize": 7.5, "axes.labelsize": 7.5, "figure.labelsize": 7.5, "legend.fontsize": 7,
-    "legend.title_fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.1, "lines.markersize": 3.3,
-    "lines.markeredgewidth": 0.8, "errorbar.capsize": 1.5, "axes.linewidth": 0.6, "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.alpha": 0.25, "grid.linewidth": 0.5, "pdf.fonttype": 42, "savefig.dpi": 220,
+    "font.size": 7, "axes.titlesize": 7.5, "axes.labelsize": 7.5, "figure.titlesize": 7, "figure.labelsize": 7.5,
+    "legend.fontsize": 7, "legend.title_fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.1,
+    "lines.markersize": 3.3, "lines.markeredgewidth": 0.8, "errorbar.capsize": 1.5, "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.5, "pdf.fonttype": 42, "savefig.dpi": 220,
     "figure.constrained_layout.use": True,
 }  # fmt: skip
 TEXT_WIDTH = 6.75  # inches, of a paper
@@ -87,18 +87,24 @@ def panels(rows, columns=4):
     return figure, dict(zip(keys, grid.flat, strict=False))
 
 
-def add_legend(figure, rows, note):
-    """Put the series, their numbers of runs (n) and a note above the panels."""
-    styles, runs = looks(rows["series"]), rows.groupby("series")["runs"].agg(["min", "max"])
-    numbers = {s: "\N{EN DASH}".join(map(str, sorted({*map(int, runs.loc[s])}))) for s in styles}
+def numbers_of_runs(rows):
+    """Return {series: label, with its number of runs if they differ}, and what says so if all have the same."""
+    runs = rows.groupby("series")["runs"].agg(["min", "max"])
+    numbers = {s: "\N{EN DASH}".join(map(str, sorted({*map(int, runs.loc[s])}))) for s in looks(rows["series"])}
     same = len({*numbers.values()}) == 1
-    names = [label(s) + f" (n = {numbers[s]})" * (not same) for s in styles]
-    handles = [Line2D([], [], label=name, **style) for name, style in zip(names, styles.values(), strict=True)]
-    per_line = max(1, int(figure.get_figwidth() / (0.5 + 0.053 * max(map(len, names)))))
+    names = {series: label(series) + f" (n = {number})" * (not same) for series, number in numbers.items()}
+    return names, f"n = {next(iter(numbers.values()))}" * same
+
+
+def add_legend(figure, rows, note):
+    """Put the series, their numbers of runs and a note above the panels."""
+    styles, (names, same) = looks(rows["series"]), numbers_of_runs(rows)
+    handles = [Line2D([], [], label=names[series], **style) for series, style in styles.items()]
+    per_line = max(1, int(figure.get_figwidth() / (0.5 + 0.053 * max(map(len, names.values())))))
     lines = math.ceil(len(handles) / per_line)
     figure.set_figheight(figure.get_figheight() + 0.15 * (lines + 2))
     options = dict(ncols=math.ceil(len(handles) / lines), handlelength=2.6, columnspacing=1.4)
-    title = f"n = {next(iter(numbers.values()))}; {note}" if same else note
+    title = f"{same}; {note}" if same else note
     figure.legend(handles=handles, loc="outside upper center", title=title, **options)
 
 
@@ -182,23 +188,26 @@ def draw_sensitivity(rows, baseline):
 
 
 def draw_aggregate(rows, baseline):
-    agents, styles = rows["agent"].unique(), looks(rows["series"])
-    size = TEXT_WIDTH, max(1.3, 0.16 * len(styles) + 0.6) * len(agents) + 0.2
-    figure, grid = plt.subplots(len(agents), 3, figsize=size, squeeze=False, width_ratios=[1, 1, 1.3])
-    for agent, axes in zip(agents, grid, strict=True):
-        for (series, quantity), part in rows[rows["agent"] == agent].groupby(["series", "quantity"], sort=False):
-            place, style = list(styles).index(series), styles[series]
+    styles, number = looks(rows["series"]), rows.groupby("agent")["series"].nunique()
+    heights = (0.16 * number + 0.6).clip(lower=1.3)
+    shape = dict(width_ratios=[1, 1, 1.3], height_ratios=heights)
+    figure, grid = plt.subplots(len(number), 3, figsize=(TEXT_WIDTH, sum(heights) + 0.3), squeeze=False, **shape)
+    for (agent, of_agent), axes in zip(rows.groupby("agent"), grid, strict=True):
+        names, same = numbers_of_runs(of_agent)
+        for (series, quantity), part in of_agent.groupby(["series", "quantity"], sort=False):
+            place, style = list(names).index(series), styles[series]
             if quantity == "share of runs above":
                 line_and_band(axes[2], part["over"], part, markevery=(5 + 3 * place, 25), **style)
             else:
                 axis = axes[0 if quantity == "interquartile mean" else 1]
                 error_bar(axis, place, part["value"], part["value_low"], part["value_high"], sideways=True, **style)
         for axis in axes[:2]:
-            axis.set(yticks=range(len(styles)), yticklabels=map(label, styles), ylim=(len(styles) - 0.5, -0.5))
-        axes[0].set(title=label(agent), xlabel="interquartile mean score")
+            axis.set(yticks=range(len(names)), yticklabels=names.values(), ylim=(len(names) - 0.5, -0.5))
+        axes[0].set(title=label(agent) + f", {same}" * bool(same), xlabel="interquartile mean score")
         axes[1].set(xlim=(-0.05, 1.05), yticklabels=[], xlabel=f"P(better than\n{baseline})")
+        axes[1].axvline(0.5, color=COLORS["grey"], linewidth=0.8, zorder=0)
         axes[2].set(ylim=(-0.03, 1.03), xlabel="score", ylabel="runs above")
-    add_legend(figure, rows, f"{anchors(baseline)}; 95% bootstrap intervals")
+    figure.suptitle(f"{anchors(baseline)}; 95% bootstrap intervals")
     return figure
 
 

@@ -562,6 +562,25 @@ def test_the_performance_profile_is_the_share_of_runs_above(aggregate):
         assert np.array([float(row["value"]) for row in points])[clear] == pytest.approx(wanted[clear], rel=1e-4)
 
 
+def test_each_agent_has_its_own_series_with_their_numbers_of_runs():
+    def row(agent, series, quantity, value, runs):
+        interval = dict(value_low=value, value_high=value)
+        return dict(agent=agent, series=series, quantity=quantity, over=0.5, value=value, runs=runs) | interval
+
+    quantities = "interquartile mean", "probability of improvement", "share of runs above"
+    one = [row("a2c", series, q, v, 3) for series, v in (("sgd", 0.1), ("scaled-adam", 0.2)) for q in quantities]
+    other = [row("ppo", "scaled-adam", q, 0.3, 5) for q in quantities] + [row("ppo", "adam", quantities[0], 0.4, 2)]
+    axes = drawing.draw_aggregate(plot.pd.DataFrame([*one, *other]), "Adam").axes
+    assert [axis.get_title() for axis in axes[::3]] == ["A2C, n = 3", "PPO"]
+    names = [[text.get_text() for text in axis.get_yticklabels()] for axis in axes[::3]]
+    assert names == [["SGD", "Scaled Adam"], ["Adam (n = 2)", "Scaled Adam (n = 5)"]]
+    drawn = [[tuple(line.get_xydata()[0]) for line in axis.lines if line.get_marker() in "ov"] for axis in axes]
+    assert [sorted(points) for points in drawn] == [
+        [(0.1, 0), (0.2, 1)], [(0.1, 0), (0.2, 1)], [(0.5, 0.1), (0.5, 0.2)],
+        [(0.3, 1), (0.4, 0)], [(0.3, 1)], [(0.5, 0.3)],
+    ]  # fmt: skip
+
+
 # ---- which runs --------------------------------------------------------------------------------------------
 
 
