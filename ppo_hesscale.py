@@ -70,7 +70,7 @@ class Args:
     save_model: bool = True
     """whether a finished run keeps its agent and normalization statistics (50 kB), for scripts/evaluate.py"""
     eval_interval: int = 0
-    """steps between evaluations of the policy's most likely actions, in an environment of its own; 0 for none"""
+    """steps between evaluations of the most likely actions, from step 0 on, in an environment of its own; 0 for none"""
     eval_episodes: int = 10
     """the number of episodes of an evaluation"""
     stability: bool = False
@@ -367,6 +367,8 @@ def main(args):
         step_size = f"step size {args.learning_rate:g}"
         print(f"{args.optimizer} with {step_size} on {args.env_id}, seed {args.seed}, in {run.folder}")
         next_obs = start(args, envs, checkpoint, agent, optimizers, rng)
+        if args.eval_interval and not run.step:
+            run.log(0, evaluate(args, agent, envs))  # untrained, which the others are held against
         gc.freeze()  # the collector need not go through what the imports made, again and again
         for iteration in range(run.step // batch_size + 1, num_iterations + 1):
             if args.anneal_lr:

@@ -13,8 +13,8 @@ their differences from the baseline, in bold where the 95% interval of a differe
 
 Where an optimizer has several step sizes, curves, table and aggregate show, for each agent and environment, the one
 with the best mean final return in the grid's tables with `selection = true`, whose seeds are reported nowhere else. A
-score is 0 for an untrained policy (the mean return in the first 1% of all runs) and 1 for the baseline there. A run
-that diverged counts as untrained.
+score is 0 for an untrained policy (the mean return in the first 1% of all runs; of evaluations, the mean of those at
+step 0) and 1 for the baseline there. A run that diverged counts as untrained.
 """
 
 import glob
@@ -131,7 +131,8 @@ def choose(args):
 
     sources = Counter(os.path.relpath(s) if s.endswith(".gz") else "runs/" for s in rows["source"])
     print("; ".join(f"{n} runs from {source}" for source, n in sources.items()))
-    drawn = rows["evaluations" if args.evaluations else "episodes"].map(bool) | (rows["state"] == "diverged")
+    trained = rows["evaluations"].map(any) if args.evaluations else rows["episodes"] > 0  # any step but 0
+    drawn = trained | (rows["state"] == "diverged")
     warn(rows[~drawn], f"left out, without {'an evaluation' if args.evaluations else 'the end of an episode'}")
     warn(rows[drawn & ~rows["state"].isin(done.DONE)], "unfinished, and drawn as far as they went")
     warn(rows[rows["state"] == "diverged"], "diverged, and counted as untrained")
@@ -149,10 +150,14 @@ def prepare(rows, args):
     Adds the final and the mean return, in which a run that diverged counts as untrained, and their scores.
     """
     panels = [rows[column] for column in (*PANEL, "selection")]
-    untrained = rows["curve"].map(lambda curve: curve[0]).groupby(panels).transform("mean")
+    start = (lambda row: row.evaluations.get(0, np.nan)) if args.evaluations else (lambda row: row.curve[0])
+    untrained = pd.Series(map(start, rows.itertuples()), rows.index).groupby(panels).transform("mean")
+    if untrained.isna().any():
+        which = words(rows.loc[untrained.isna(), PANEL].iloc[0])
+        fail(f"--evaluations: no run of {which} was evaluated before it trained, and such an evaluation has score 0")
     rows = rows.assign(untrained=untrained)
     if args.evaluations:
-        values = rows["evaluations"].map(lambda found: [found[step] for step in sorted(found)] or [np.nan])
+        values = rows["evaluations"].map(lambda found: [found[step] for step in sorted(found) if step] or [np.nan])
         rows = rows.assign(final_return=values.map(lambda v: v[-1]), mean_return=values.map(np.mean))
     for name in RETURNS:
         rows[name] = rows[f"{name}_return"].where(rows["state"] != "diverged", untrained)

@@ -166,17 +166,41 @@ def test_what_a_resumed_run_has_logged_again_is_void(runs, tmp_path, capsys):
     assert "warning" not in capsys.readouterr().err
 
 
-def test_evaluations_are_drawn_instead_where_asked_for(runs, tmp_path):
+def evaluate(path, *evaluations):
+    writer = SummaryWriter(path)
+    for step, value in evaluations:
+        writer.add_scalar("eval/episodic_return", value, step)
+    writer.close()
+
+
+def test_evaluations_are_drawn_instead_where_asked_for(runs, tmp_path, capsys):
     for seed in (1, 2):
-        path = make_run(runs, flat(5.0), seed)
-        writer = SummaryWriter(path)
-        for step, value in (50, 1.0), (5050, 2.0), (9950, 3.0 + seed):
-            writer.add_scalar("eval/episodic_return", value, step)
-        writer.close()
+        evaluate(make_run(runs, flat(5.0), seed), (0, seed - 2.5), (50, 1.0), (5050, 2.0), (9950, 3.0 + seed))
+    evaluate(make_run(runs, flat(5.0, end=3000), 3, "interrupted"), (0, 0.0))  # not yet evaluated in training
     draw(tmp_path, "curves", "table", evaluations=True)
     found = {float(row["step"]): float(row["value"]) for row in rows(tmp_path, "curves")}
-    assert found == {50: 1.0, 5050: 2.0, 9950: 4.5}
+    assert found == {0: -1.0, 50: 1.0, 5050: 2.0, 9950: 4.5}
     assert number(tmp_path, "table", "final") == 4.5 and number(tmp_path, "table", "mean") == 2.5
+    assert "left out, without an evaluation: 1 runs" in capsys.readouterr().err
+
+
+def test_an_evaluations_score_is_0_for_the_policy_before_it_trained(runs, tmp_path, capsys):
+    """Ant's most likely actions stand still at first and earn 1000, where sampled ones fall."""
+    for optimizer, final in ("adam", 3000.0), ("adahesscale", 500.0), ("scaled-adam", 2000.0):
+        for env_id in "Ant-v4", "Hopper-v4":
+            path = make_run(runs, flat(5.0, start=-100.0), optimizer=optimizer, env_id=env_id)
+            untrained = [(0, 1000.0)] * (optimizer != "scaled-adam")  # as of a run of an older commit
+            evaluate(path, *untrained, (9950, final))
+    make_run(runs, flat(5.0), optimizer="sgd", env_id="Ant-v4", state="diverged")
+    draw(tmp_path, "aggregate", "table", evaluations=True)
+    score = lambda series: number(tmp_path, "table", "final", env_id="all, score", series=series)  # noqa: E731
+    assert [score(s) for s in ("adam", "adahesscale", "scaled-adam")] == [1, -0.25, 0.5]
+    assert number(tmp_path, "table", "final", env_id="Ant-v4", series="sgd") == 1000
+
+    other = tmp_path / "other"
+    evaluate(make_run(other / "runs", flat(5.0), env_id="Ant-v4"), (9950, 2.0))
+    error = fails(other, capsys, "table", evaluations=True)
+    assert "--evaluations: no run of ppo Ant-v4 was evaluated before it trained" in error
 
 
 def test_half_written_event_files_are_drawn_as_far_as_they_go(runs, tmp_path, capsys):

@@ -237,37 +237,50 @@ def test_evaluations_change_nothing_and_are_the_same_after_a_resume(tmp_path, ag
     assert resumed == whole
     figures = {tag: whole[2].pop(tag) for tag in ("eval/episodic_return", "eval/episodic_length")}
     assert whole == plain
-    assert [step for step, _ in figures["eval/episodic_return"]] == [1024, 2048]
+    assert [step for step, _ in figures["eval/episodic_return"]] == [0, 1024, 2048]
 
 
 @pytest.mark.parametrize("env_id", ["toy_envs:Walk-v0", "toy_envs:Walk-v1"])
 def test_an_evaluation_plays_the_most_likely_actions_with_frozen_statistics(tmp_path, env_id):
-    """The last evaluation is that of the agent kept: played again by plain numpy on a plain environment."""
-    flags = ["--env-id", env_id, "--num-steps", 64, "--total-timesteps", 640, "--seed", 3]
-    code, out, err = run(tmp_path, "ppo", *flags, "--eval-interval", 1_000_000, "--eval-episodes", 4)
-    assert code == 0, err
-    folder = only_run(tmp_path)
-    assert f"model saved to runs/{os.path.basename(folder)}/ppo_hesscale.pt" in out
-    model = torch.load(f"{folder}/ppo_hesscale.pt", weights_only=True)
-    weights = [p.numpy() for name, p in model["agent"].items() if name.startswith("actor.layers.")]
-    mean, var = (model["statistics"][0]["obs"][name].numpy() for name in ("mean", "var"))
+    """The first is that of the agent before it trains, the last that of the agent kept: by plain numpy and gymnasium.
+
+    What a step size of 1e-30 keeps is the agent before it trains; its statistics are then those of one observation.
+    """
     env, returns, lengths = gym.make(env_id), [], []
-    for episode in range(4):
-        (x, _), done, rewards = env.reset(seed=3 + 10_000 + episode), False, []
-        while not done:
-            x = np.clip((x - mean) / np.sqrt(var + 1e-8), -10, 10).astype(np.float32)[None]
-            for W, b in zip(weights[:-2:2], weights[1:-2:2], strict=True):
-                x = np.tanh(x @ W.T + b)
-            output = (x @ weights[-2].T + weights[-1])[0]
-            action = 1 + output.argmax() if env_id.endswith("v1") else np.clip(output, -1, 1)
-            x, reward, terminated, truncated, _ = env.step(action)
-            rewards.append(reward)
-            done = terminated or truncated
-        returns.append(sum(rewards))
-        lengths.append(len(rewards))
+    flags = ["--env-id", env_id, "--num-steps", 64, "--total-timesteps", 640, "--seed", 3]
+    flags += ["--eval-interval", 1_000_000, "--eval-episodes", 4, "--learning-rate"]
+    for name, step_size in ("untrained", 1e-30), ("trained", 3e-4):
+        (tmp_path / name).mkdir()
+        code, out, err = run(tmp_path / name, "ppo", *flags, step_size)
+        assert code == 0, err
+        folder = only_run(tmp_path / name)
+        assert f"model saved to runs/{os.path.basename(folder)}/ppo_hesscale.pt" in out
+        model = torch.load(f"{folder}/ppo_hesscale.pt", weights_only=True)
+        weights = [p.numpy() for name, p in model["agent"].items() if name.startswith("actor.layers.")]
+        mean, var = (model["statistics"][0]["obs"][name].numpy() for name in ("mean", "var"))
+        if name == "untrained":
+            x, count = env.reset(seed=3)[0], 1 + 1e-4  # in which gymnasium counts its mean of 0 and variance of 1
+            mean, var = x / count, (1e-4 + x**2 * 1e-4 / count) / count
+        returns.append(0.0)
+        lengths.append(0)
+        for episode in range(4):
+            (x, _), done = env.reset(seed=3 + 10_000 + episode), False
+            while not done:
+                x = np.clip((x - mean) / np.sqrt(var + 1e-8), -10, 10).astype(np.float32)[None]
+                for W, b in zip(weights[:-2:2], weights[1:-2:2], strict=True):
+                    x = np.tanh(x @ W.T + b)
+                output = (x @ weights[-2].T + weights[-1])[0]
+                action = 1 + output.argmax() if env_id.endswith("v1") else np.clip(output, -1, 1)
+                x, reward, terminated, truncated, _ = env.step(action)
+                returns[-1] += reward / 4
+                lengths[-1] += 1 / 4
+                done = terminated or truncated
     logged = scalars(folder)
-    assert logged["eval/episodic_return"] == [(640, pytest.approx(np.mean(returns), rel=1e-4))]
-    assert logged["eval/episodic_length"] == [(640, np.mean(lengths))]
+    assert logged["eval/episodic_return"] == [
+        (s, pytest.approx(r, rel=1e-4)) for s, r in zip((0, 640), returns, strict=True)
+    ]
+    assert logged["eval/episodic_length"] == [*zip((0, 640), lengths, strict=True)]
+    assert abs(returns[1] - returns[0]) > 1e-2 * abs(returns[0])
 
 
 def test_a_finished_run_keeps_its_agent_unless_told_not_to(tmp_path):
