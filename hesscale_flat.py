@@ -7,6 +7,7 @@ samples, actor and critic (benchmarks/minibatch.py).
 
 import inspect
 import math
+import operator
 
 import numpy as np
 import torch
@@ -171,18 +172,19 @@ class KeptArrays:
             raise RuntimeError(
                 f"{self.name}: a parameter of shape {shape} has {found}; before each step, compute that of {curvature}"
             )
-        pointer, grad, diagonal, arrays = self._kept.get(p, (None,) * 4)
-        if not (pointer == p.data_ptr() and grad is p.grad and diagonal is hess):
+        read = p.grad, hess, *moments
+        pointer, kept, arrays = self._kept.get(p, (None, read, None))
+        if pointer != p.data_ptr() or not all(map(operator.is_, kept, read)):
             if hess is not None:
                 check_shapes(p.shape, hess=hess)
             xp = np if numpy_computes(p) else torch
-            tensors = p.data, p.grad, hess, *moments, torch.empty_like(p.data), torch.empty_like(p.data)
+            tensors = p.data, *read, torch.empty_like(p.data), torch.empty_like(p.data)
             arrays = xp, *(t.numpy() if xp is np and t is not None else t for t in map(constant, tensors))
-            self._kept[p] = p.data_ptr(), p.grad, hess, arrays
+            self._kept[p] = p.data_ptr(), read, arrays
         return arrays
 
     def negative_share(self):
         """Return the share of entries below zero in the diagonals that were read last, in [0, 1]; NaN before that."""
-        diagonals = [hess for *_, (_, _, _, hess, *_) in self._kept.values() if hess is not None]
+        diagonals = [hess for _, (_, hess, *_), _ in self._kept.values() if hess is not None]
         entries = sum(math.prod(hess.shape) for hess in diagonals)
         return sum(int((hess < 0).sum()) for hess in diagonals) / entries if entries else math.nan

@@ -657,6 +657,34 @@ def test_the_flat_vector_trains_as_the_parameters_do(memory, name, move):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+def test_cleared_state_is_that_of_a_new_optimizer_and_replaced_moments_are_used(kind, name):
+    """`optimizer.state.clear()` is how torch's optimizers are begun anew, say with each task."""
+    net = make_actor()
+    optimizer = make_optimizer(name, net.parameters(), lr=0.01, delta=1e-3)
+    for step in range(4):
+        differentiate(net, optimizer, kind, step)
+        optimizer.step()
+    optimizer.state.clear()
+    twin = copy.deepcopy(net)
+    new = make_optimizer(name, twin.parameters(), lr=0.01, delta=1e-3)
+    for step in range(4, 10):
+        if step == 7:
+            for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+                for key in optimizer.state[p].keys() - {"step"}:
+                    optimizer.state[p][key] = optimizer.state[p][key] * 4
+                    new.state[q][key].mul_(4)
+        for n, o in (net, optimizer), (twin, new):
+            differentiate(n, o, kind, step)
+            o.step()
+        close(net.parameters(), twin.parameters(), rtol=1e-9)
+        for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+            close(
+                [torch.as_tensor(x) for x in optimizer.state[p].values()],
+                [torch.as_tensor(x) for x in new.state[q].values()],
+            )
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_network_may_become_float64_after_its_optimizer_was_made(kind, name):
     torch.manual_seed(0)
     net = TanhMLP(3, (4,), 2, log_std=True)
