@@ -43,6 +43,10 @@ from hesscale_utils import fail, parse_args
 CLEANRL = {"Hopper-v4": "2383 ± 676", "HalfCheetah-v4": "1443 ± 114", "Walker2d-v4": "2288 ± 1421",
            "InvertedPendulum-v4": "963 ± 55", "Humanoid-v4": "716 ± 122"}  # fmt: skip
 PANEL = ["agent", "env_id"]
+MISSING = {
+    "sensitivity": "it needs an optimizer with several step sizes in several environments, the same in each",
+    "aggregate": "it needs an optimizer with runs in all environments",
+}
 RETURNS = {"final": "final return", "mean": "mean return over the run"}
 
 
@@ -212,11 +216,16 @@ def tabulate(rows, keys, numbers):
     return pd.DataFrame(found)
 
 
-def with_all(rows, *by):
-    """Return the runs with `place`, their environment, and again as "all" what has run in every environment."""
+def everywhere(rows, *by):
+    """Return the runs of what has run in all of its agent's environments: series, or also step sizes, as `by` names."""
     number = rows.groupby("agent")["env_id"].transform("nunique")
-    everywhere = rows.groupby(["agent", *by])["env_id"].transform("nunique") == number
-    return pd.concat([rows.assign(place=rows["env_id"]), rows[everywhere & (number > 1)].assign(place="all, score")])
+    return rows[rows.groupby(["agent", *by])["env_id"].transform("nunique") == number]
+
+
+def with_all(rows, *by):
+    """Return the runs with `place`, their environment, and again as "all" what has run in all of several."""
+    several = rows[rows.groupby("agent")["env_id"].transform("nunique") > 1]
+    return pd.concat([rows.assign(place=rows["env_id"]), everywhere(several, *by).assign(place="all, score")])
 
 
 def curve_rows(report, drawn, args):
@@ -240,12 +249,13 @@ def step_size_rows(report, drawn, args):
 
 def sensitivity_rows(report, drawn, args):
     """Return stats.sensitivity of the mean return over a run, for each agent."""
-    found, number = [], report.groupby("agent")["env_id"].transform("nunique")
-    for agent, part in report[number > 1].groupby("agent"):  # in one environment the best for all is the best for each
+    rows, found = everywhere(report, "series"), []
+    several = rows.groupby("agent")["env_id"].transform("nunique") > 1
+    for agent, part in rows[several].groupby("agent"):  # in one environment the best for all is the best for each
         part, cells = part.assign(p=part["mean"].where(part["state"] != "diverged")), {}
         for (series, env_id, lr), returns in part.groupby(["series", "env_id", "learning_rate"])["p"]:
             cells.setdefault(series, {}).setdefault(env_id, {})[lr] = returns.to_numpy()
-        swept = {series: envs for series, envs in cells.items() if min(map(len, envs.values())) > 1}
+        swept = {series: envs for series, envs in cells.items() if len(set.intersection(*map(set, envs.values()))) > 1}
         for series, result in stats.sensitivity(swept).items():
             row = {"agent": agent, "series": series, "runs": sum(part["series"] == series)}
             row |= estimate(result["phi"], "phi") | estimate(result["best"], "best")
@@ -255,13 +265,17 @@ def sensitivity_rows(report, drawn, args):
 
 def aggregate_rows(report, drawn, args):
     """Return interquartile means, performance profiles, and probabilities of improvement over the baseline."""
-    thresholds = np.linspace(min(0, drawn["final_score"].min()), max(1, drawn["final_score"].max()), BINS + 1)
+    rows = everywhere(drawn, "series")
+    warn(drawn.drop(rows.index), "left out of the aggregate, because it is not of all environments")
+    if not len(rows):
+        return rows
+    thresholds = np.linspace(min(0, rows["final_score"].min()), max(1, rows["final_score"].max()), BINS + 1)
 
     def numbers(part):
-        scores, base = samples(part, "final_score"), drawn[drawn["series"] == args.baseline]
-        base = base[(base["agent"] == part["agent"].iloc[0]) & base["env_id"].isin(part["env_id"])]
+        base = rows[(rows["agent"] == part["agent"].iloc[0]) & (rows["series"] == args.baseline)]
+        scores = samples(part, "final_score")
         points = {"interquartile mean": stats.bootstrap(stats.interquartile_mean, scores)}
-        if base["env_id"].nunique() == len(scores) and base["series"].iloc[0] != part["series"].iloc[0]:
+        if len(base) and args.baseline != part["series"].iloc[0]:
             pairs = [*scores, *samples(base, "final_score")]
             points["probability of improvement"] = stats.bootstrap(stats.improvement, pairs)
         shares = stats.bootstrap(stats.share, [score > thresholds[:, None] for score in scores])
@@ -270,7 +284,7 @@ def aggregate_rows(report, drawn, args):
         values = [np.append(p, share) for p, share in zip(zip(*points.values(), strict=True), shares, strict=True)]
         return {"quantity": quantities, "over": over} | estimate(values)
 
-    return tabulate(drawn, ["agent", "series"], numbers).explode(["quantity", "over", *estimate("abc")]).infer_objects()
+    return tabulate(rows, ["agent", "series"], numbers).explode(["quantity", "over", *estimate("abc")]).infer_objects()
 
 
 def table_rows(report, drawn, args):
@@ -331,8 +345,8 @@ def main(args):
     for name, make_rows in (tables | {"aggregate": aggregate_rows, "table": table_rows}).items():
         if name in args.what or (not args.what and (several or name not in ("step-sizes", "sensitivity"))):
             rows, prefix = make_rows(report, drawn, args), f"{args.out}_{name.replace('-', '_')}"
-            if name == "sensitivity" and not len(rows):
-                print("no sensitivity: it needs an optimizer with several step sizes in several environments")
+            if not len(rows):
+                print(f"no {name}: {MISSING[name]}")
             elif name == "table":
                 drawing.write(f"{prefix}.md", markdown(rows, args, {*drawn["total_timesteps"]}).encode())
             else:

@@ -521,17 +521,38 @@ def test_scores_over_the_step_size_and_their_mean_over_environments(runs, tmp_pa
 
 
 def test_sensitivity_is_that_of_the_mean_return_over_the_run(runs, tmp_path):
-    make_all(runs, SWEPT)
+    late = "Ant-v4", "adam", 1e-3  # which learns in the second half of the run what others do at its start
+    make_all(runs, {cell: returns for cell, returns in SWEPT.items() if cell != late})
+    for seed, value in enumerate(SWEPT[late], 1):
+        episodes = [(step, value if step > TOTAL / 2 else 0.0) for step in range(100, TOTAL + 1, 100)]
+        make_run(runs, episodes, seed, env_id=late[0], optimizer=late[1], learning_rate=late[2])
     draw(tmp_path, "sensitivity")
     mean = lambda value: np.nan if value is None else 0.99 * value  # the first of 100 bins is 0  # noqa: E731
     cells = {}
     for (env_id, optimizer, lr), returns in SWEPT.items():
         cells.setdefault(optimizer, {}).setdefault(env_id, {})[lr] = np.array([*map(mean, returns)])
+    cells["adam"]["Ant-v4"][1e-3] = 0.5 * np.array(SWEPT[late])
     expected = stats.sensitivity({"adam": cells["adam"]})["adam"]  # AdaHesScale has one step size
     (row,) = rows(tmp_path, "sensitivity")
     assert numbers(row, "phi", "phi_low", "phi_high") == pytest.approx(expected["phi"], rel=1e-4)
     assert numbers(row, "best", "best_low", "best_high") == pytest.approx(expected["best"], rel=1e-4)
     assert row["series"] == "adam" and float(row["step_size"]) == expected["step_size"]
+
+
+@pytest.mark.parametrize(
+    "hopper, ant",
+    [((1e-3, 1e-2), ()), ((1e-3, 1e-2), (1e-2, 1e-1)), ((1e-3, 1e-2), (1e-1, 1.0))],
+    ids=["in one environment", "one step size in common", "none"],
+)
+def test_sensitivity_needs_several_step_sizes_in_all_environments(runs, tmp_path, capsys, hopper, ant):
+    """An optimizer that was not swept in all of them would seem to need no tuning."""
+    of_sgd = [("Hopper-v4", "sgd", lr) for lr in hopper] + [("Ant-v4", "sgd", lr) for lr in ant]
+    make_all(runs, {cell: (i, i + 1) for i, cell in enumerate(of_sgd)})
+    draw(tmp_path, "sensitivity", choose_on_reported=True)
+    assert "no sensitivity: it needs" in capsys.readouterr().out
+    make_all(runs, {cell: values for cell, values in SWEPT.items() if None not in values})
+    draw(tmp_path, "sensitivity")
+    assert [row["series"] for row in rows(tmp_path, "sensitivity")] == ["adam"]
 
 
 # ---- the aggregate -----------------------------------------------------------------------------------------
@@ -584,6 +605,17 @@ def test_the_performance_profile_is_the_share_of_runs_above(aggregate):
         clear = np.abs(thresholds[:, None] - np.concatenate(scores)).min(axis=1) > 1e-3  # of six digits in the CSV
         wanted = np.array([np.mean(np.concatenate(scores) > t) for t in thresholds])
         assert np.array([float(row["value"]) for row in points])[clear] == pytest.approx(wanted[clear], rel=1e-4)
+
+
+def test_the_aggregate_has_what_ran_in_all_environments(aggregate, runs, tmp_path, capsys):
+    before = rows(tmp_path, "aggregate")
+    make_all(runs, {("Hopper-v4", "sgd", 3e-4): (1000, 1000)})
+    draw(tmp_path, "aggregate")
+    assert rows(tmp_path, "aggregate") == before
+    warning = "left out of the aggregate, because it is not of all environments: 2 runs: ppo Hopper-v4 sgd, seeds 1 2"
+    assert warning in capsys.readouterr().err
+    draw(tmp_path, "aggregate", where="optimizer == 'sgd' or (optimizer == 'adam' and env_id == 'Ant-v4')")
+    assert "no aggregate: it needs an optimizer with runs in all environments" in capsys.readouterr().out
 
 
 def test_each_agent_has_its_own_series_with_their_numbers_of_runs():
