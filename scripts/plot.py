@@ -183,6 +183,9 @@ def prepare(rows, args):
             "whose choice is reported too, draw --what step-sizes sensitivity alone, or allow the choice on the "
             "reported seeds with --choose-on-reported"
         )
+    if several.any() and chooses and rows["selection"].all():
+        same = "the best step sizes are shown on the seeds that they are chosen on, and look better"
+        print(f"warning: {same}", file=sys.stderr)
     drawn = report[shown]
     base = drawn[drawn["series"] == args.baseline] if args.baseline in {*drawn["series"]} else drawn
     tops = base.groupby([*PANEL, "series"])[[*RETURNS]].mean().groupby(PANEL).max()

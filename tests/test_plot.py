@@ -456,6 +456,15 @@ def test_the_step_size_is_chosen_on_selection_seeds_and_reported_on_others(runs,
     assert score == pytest.approx(35 / final, rel=1e-5)  # 1 is the baseline at the chosen step size
 
 
+def test_a_choice_that_is_shown_on_its_own_seeds_is_warned_of(runs, tmp_path, capsys):
+    grids, warning = make_roles(tmp_path, {1e-4: 8.0, 1e-3: 9.0}), "the best step sizes are shown on the seeds that"
+    draw(tmp_path, "table", grids=grids)
+    draw(tmp_path, "step-sizes", grids=grids, where="seed > 100")  # nothing is chosen there
+    assert warning not in capsys.readouterr().err
+    draw(tmp_path, "table", grids=grids, where="seed > 100")
+    assert number(tmp_path, "table", "final") == 9 and f"warning: {warning}" in capsys.readouterr().err
+
+
 def test_a_seed_has_one_role(runs, tmp_path, capsys):
     grids = make_roles(tmp_path, {1e-4: 9.0, 1e-3: 8.0})
     (tmp_path / "grid.toml").write_text(ROLES.replace("[101, 102]", "[2, 102]").replace("1e-3]", "1e-3]", 1))
