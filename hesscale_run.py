@@ -32,7 +32,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from hesscale_envs import ActionNotFinite, EnvironmentFailed, make_env, play_episode, warnings_of
-from hesscale_utils import fail, file_name, from_plain, to_plain
+from hesscale_utils import fail, file_name, from_plain, plain_switches, to_plain
 
 # exit statuses besides 0, which is for a finished run
 ERROR, DIVERGED, INTERRUPTED = 1, 3, 75  # 75 is EX_TEMPFAIL of sysexits.h: run it again
@@ -268,16 +268,20 @@ def read_status(folder):
         return None
 
 
-def lock(folder):
+def lock(folder, timeout=0):
     """Lock a run's folder as lock_file does.
 
     A killed run is recognized by its lock: its state is "running", and no process holds the lock.
     """
-    return lock_file(f"{folder}/lock")
+    return lock_file(f"{folder}/lock", timeout)
 
 
-def lock_file(path):
+def lock_file(path, timeout=0):
     """Lock a file, made if it is missing, until the returned lock's `release` or the end of the process, even a kill.
+
+    Args:
+        path: the file.
+        timeout: the seconds to wait for another process that holds it, perhaps only to see whether it can.
 
     Returns:
         A filelock.FileLock, or None if another process holds it. Where the file system has no locks, as on some
@@ -288,7 +292,7 @@ def lock_file(path):
     """
     held = filelock.FileLock(path, fallback_to_soft=False, thread_local=False)
     try:
-        held.acquire(blocking=False)
+        held.acquire(timeout=timeout)
     except filelock.Timeout:
         return None
     except OSError as error:
@@ -437,14 +441,17 @@ def load_checkpoint(args, learning_rates):
                 file=sys.stderr,
             )
     defaults = type(args)()
+    words = {word.replace("_", "-") for word in plain_switches(type(args), sys.argv[1:])}
     for name, stored in (asdict(defaults) | checkpoint["args"]).items():
+        flag = f"--{name.replace('_', '-')}"
+        if not hasattr(args, name):
+            fail(f"--resume {folder}: its run has {flag}, which is no more; use commit {status.get('commit')}")
         given = getattr(args, name)
         if name not in FREE_FLAGS:
             if given not in (getattr(defaults, name), stored):
-                flag = f"--{name.replace('_', '-')}"
                 fail(f"{flag} {given}: the run in {folder} has {stored}; leave the flag out, or start a new run")
             setattr(args, name, stored)
-        elif given == getattr(defaults, name):
+        elif given == getattr(defaults, name) and f"--no-{flag[2:]}" not in words:
             setattr(args, name, stored)
     args.resume = folder
     return checkpoint
@@ -569,10 +576,13 @@ class Run:
         """Make or lock the folder, and open all that writes there; `cleanup` closes it."""
         args = self.args
         self.folder = args.resume if self.resumed else self._make_folder()
-        self.lock = lock(self.folder)
+        self.lock = lock(self.folder, timeout=2)
         if self.lock is None:
             fail(f"--resume {self.folder}: the run is under way in another process; wait for its end, or end it")
         cleanup.callback(self.lock.release)
+        before = read_status(self.folder)
+        if self.resumed and before["state"] in ("finished", "diverged"):  # since its checkpoint was read
+            fail(f"--resume {self.folder}: the run is {before['state']}, so there is nothing to go on with")
         if args.track:
             self._start_wandb()
         # if the writer's thread fails on a full disk, the next add_event raises its error and reports it
@@ -588,7 +598,6 @@ class Run:
             "host": socket.gethostname(), "pid": None,
         }  # fmt: skip
         if self.resumed:
-            before = read_status(self.folder)
             self.status |= {"start": before["start"], "resumed_at": [*before["resumed_at"], self.step]}
         else:
             rows = "\n".join(f"|{field.name}|{getattr(args, field.name)}|" for field in fields(args))

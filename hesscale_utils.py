@@ -39,9 +39,9 @@ def parse_args(args_class):
     """Parse the command line into the dataclass `args_class`; end the program with one line if it can't be read.
 
     Besides what tyro reads, a flag without a value may have one, and a whole number may be written 1e6; see
-    _plain_switches and _reading_rule.
+    plain_switches and _reading_rule.
     """
-    words = _plain_switches(args_class, sys.argv[1:])
+    words = plain_switches(args_class, sys.argv[1:])
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_reading_rule)
     stderr, before = io.StringIO(), dict(os.environ)
@@ -66,7 +66,7 @@ def parse_args(args_class):
 BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def _plain_switches(args_class, words):
+def plain_switches(args_class, words):
     """Return the command line `words` with a bool's --flag=True or --flag True, as in W&B's sweeps, as --flag alone.
 
     False gives --no-flag. Ends the program with one line if the value after = is neither.

@@ -33,9 +33,12 @@ def find_runs(pattern="runs/*"):
         if status is None or status["state"] not in STATES:  # half written, or of another version
             continue
         state = status["state"]
-        if state == "running" and (held := lock(folder)):
-            held.release()
-            state = "killed"
+        try:
+            if state == "running" and (held := lock(folder)):
+                held.release()
+                state = "killed"
+        except OSError:  # another user's lock
+            pass
         key = identity(status["script"], (defaults(status["script"]) or {}) | status["args"])
         rank = lambda run: (STATES.index(run[0]), -run[2]["step"], run[2]["start"])  # noqa: E731
         runs[key] = min(runs.get(key, (state, folder, status)), (state, folder, status), key=rank)

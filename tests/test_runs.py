@@ -681,6 +681,10 @@ def test_a_run_goes_on_only_as_what_it_was(folder, tmp_path, agent, flags, messa
         (lambda folder: [p.unlink() for p in folder.glob("checkpoint*")], "there is no checkpoint; start the run anew"),
         (lambda folder: shutil.rmtree(folder), "is not a run's folder"),
         (lambda folder: _edit(folder, format=99), "in format 99, this one reads format 3; use that commit"),
+        (
+            lambda folder: _edit(folder, args=_checkpoint(folder)["args"] | {"fisher": True}),
+            "--resume runs/copy: its run has --fisher, which is no more; use commit",
+        ),
     ],
 )
 def test_a_folder_that_is_no_run(folder, tmp_path, change, message):
@@ -690,9 +694,12 @@ def test_a_folder_that_is_no_run(folder, tmp_path, change, message):
     assert message in line(err)
 
 
+def _checkpoint(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
 def _edit(folder, **changes):
-    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    torch.save(checkpoint | changes, folder / "checkpoint.pt")
+    torch.save(_checkpoint(folder) | changes, folder / "checkpoint.pt")
 
 
 def test_another_version_is_warned_of(folder, tmp_path):
@@ -709,6 +716,35 @@ def test_a_run_under_way_is_left_alone(folder, tmp_path):
     code, _, err = run(tmp_path, "ppo", "--resume", "runs/copy")
     assert code == 1 and "is under way in another process" in line(err)
     held.release()
+
+
+def test_a_run_that_is_only_looked_at_goes_on(folder, tmp_path):
+    """Who looks whether a run is alive holds its lock for a moment."""
+    held = hesscale_run.lock(folder)
+    threading.Timer(0.5, held.release).start()
+    assert run(tmp_path, "ppo", "--resume", "runs/copy")[0] == 0
+
+
+@pytest.mark.parametrize("state", ["finished", "diverged"])
+def test_a_run_that_another_process_has_ended_meanwhile_stays_ended(folder, tmp_path, state):
+    def lock(path, timeout):  # the other has ended between the reading of the checkpoint and this
+        s = status(folder)
+        (folder / "status.json").write_text(json.dumps(s | {"state": state}))
+        return take(path, timeout)
+
+    take = hesscale_run.lock
+    with mock.patch.object(hesscale_run, "lock", lock):
+        code, _, err = run(tmp_path, "ppo", "--resume", "runs/copy")
+    assert code == 1 and f"--resume runs/copy: the run is {state}, so there is nothing to go on with" in line(err)
+    assert status(folder)["state"] == state and take(folder) is not None
+
+
+@pytest.mark.parametrize("flag", ["--no-track", "--track=False", "--no_track", "--track no"])
+def test_a_run_with_wandb_can_go_on_without(folder, tmp_path, flag):
+    _edit(folder, args=_checkpoint(folder)["args"] | {"track": True})
+    with mock.patch.object(Run, "_start_wandb", side_effect=AssertionError("it was started")):
+        code, _, err = run(tmp_path, "ppo", "--resume", "runs/copy", *flag.split())
+        assert code == 0 and not status(folder)["args"]["track"], err
 
 
 def test_auto_takes_the_newest_run_with_the_same_arguments(interrupted, tmp_path):

@@ -362,6 +362,19 @@ def test_a_folder_that_is_no_run_is_passed_over(tmp_path, monkeypatch):
     assert [folder for _, folder, _ in find_runs().values()] == ["runs/5"]
 
 
+def test_a_run_whose_lock_is_another_users_is_running(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/a").mkdir(parents=True)
+    status = {"state": "running", "step": 1, "script": "ppo_hesscale.py", "args": {}, "start": ""}
+    status |= {"versions": {}, "resumed_at": []}
+    (tmp_path / "runs/a/status.json").write_text(json.dumps(status))
+    states = lambda: [state for state, *_ in find_runs().values()]  # noqa: E731
+    assert states() == ["killed"]
+    (tmp_path / "runs/a/lock").unlink()
+    (tmp_path / "runs/a/lock").mkdir()  # which can't be opened, whoever asks
+    assert states() == ["running"]
+
+
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_does_without(tmp_path, monkeypatch, number):
     def no_locks(*args):
