@@ -1,8 +1,8 @@
 """HesScale for feed-forward networks of torch layers: convolutions, pooling, dropout and smooth activations.
 
-    net = HesScale(nn.Sequential(nn.Conv2d(1, 8, 5), nn.ELU(), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(1152, 10)))
+    net = HesScale(nn.Sequential(nn.Conv2d(1, 8, 5), nn.ELU(), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(968, 10)))
     optimizer = make_optimizer("adahesscale", net.parameters(), lr=1e-3)
-    loss, grad, hess = cross_entropy_loss(net(x), targets)
+    loss, grad, hess = cross_entropy_loss(net(x), targets)  # x [B, 1, 28, 28]
     net.backward(grad, hess)  # leaves .grad and .hess on every parameter
     optimizer.step()
 

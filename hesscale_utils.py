@@ -259,7 +259,7 @@ def to_numpy(array):
 def make_to_net(device):
     """Return the function that converts a numpy array to what the networks take on `device`.
 
-    On the CPU they take numpy arrays, which takes a third off the time of a forward and a backward pass
+    On the CPU they take numpy arrays, which takes three fifths off the time of a forward and a backward pass
     (benchmarks/minibatch.py), and the function changes nothing but a tensor into an array that shares its memory.
     On a GPU they take tensors.
     """

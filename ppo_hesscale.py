@@ -92,7 +92,7 @@ class Args:
     learning_rate: float | None = None
     """the step size; left out, the optimizer's measured default"""
     betas: tuple[float, float] = (0.9, 0.999)
-    """decay rates of the first and the second moment; equal ones are a remedy for collapse (Dohare et al. 2023)"""
+    """decay rates of the first and the second moment; equal ones are Dohare et al.'s (2023) remedy for collapse"""
     eps: float = 1e-5
     """term added to the square root of the second moment"""
     delta: float = 1e-7
@@ -262,9 +262,9 @@ def rollout(args, agent, envs, next_obs, rng, run):
 
 
 def adapt_step_size(optimizers, log_ratios, desired_kl):
-    """Adapt the step size to the KL divergence that an epoch's log-ratios estimate, as rl_games and rsl_rl do.
+    """Adapt the step size to the KL divergence that an epoch's log-ratios estimate, as rl_games does.
 
-    It stays within their bounds, 1e-6 and 1e-2; from outside, where scaled optimizers begin, it only moves back in.
+    It stays within its bounds, 1e-6 and 1e-2; from outside, where scaled optimizers begin, it only moves back in.
     """
     kl = (np.exp(log_ratios) - 1 - log_ratios).mean()
     for optimizer in optimizers.values():

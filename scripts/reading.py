@@ -38,8 +38,8 @@ def describe(key):
 def bin_returns(steps, returns, total, end):
     """Return a learning curve [BINS] over `total` steps, as in the paper's figures, of a run that made `end` steps.
 
-    It is the mean of `returns` [episodes] that ended at `steps` in a bin, where the first step is
-    1; where none ended, what lies between the neighbours; NaN after the run's end.
+    It is the mean of `returns` [episodes] that ended at `steps` in a bin, where the first step is 1; where none ended,
+    what lies between the neighbours; NaN after the run's end.
     """
     curve = np.full(BINS, np.nan)
     if len(returns):
