@@ -269,7 +269,7 @@ def update(args, agent, optimizers, batch, history, global_step):
     history["value_loss"].append(float(to_numpy(v.loss)))
     pg_loss = pg.loss + args.ent_coef * policy.entropy() if args.ent_coef else pg.loss  # CleanRL's has no bonus
     history["policy_loss"].append(float(to_numpy(pg_loss)))
-    history["values"].append(values.copy())
+    history["values"].append(values)
     history["returns"].append(returns)
     history["scales"].append([(o.eta, o.trust_region) for o in optimizers.values()])
     return policy

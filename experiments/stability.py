@@ -112,7 +112,7 @@ def choose(args):
     env_ids = rows["env_id"].map(lambda env_id: env_id.rpartition(":")[2])
     rows = rows.assign(setting=env_ids + describe(rows, SETTING_FLAGS), series=describe_optimizers(rows))
     starts = rows["curve"].map(lambda curve: curve[0]).groupby(rows["env_id"]).transform("mean")
-    found = [losses(*of) for of in zip(rows["curve"], starts, rows["state"] == "diverged", strict=True)]
+    found = [losses(*run) for run in zip(rows["curve"], starts, rows["state"] == "diverged", strict=True)]
     return rows.assign(**dict(zip(("lost", "kept", "peak"), map(list, zip(*found, strict=True)), strict=True)))
 
 

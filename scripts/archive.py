@@ -32,7 +32,7 @@ def write_archive(path, rows):
     rows = rows.assign(
         versions=rows["versions"].map(json.dumps),
         curve=[" ".join(map(number, curve)) for curve in rows["curve"]],
-        evaluations=[json.dumps({step: float(number(x)) for step, x in of.items()}) for of in rows["evaluations"]],
+        evaluations=[json.dumps({step: float(number(x)) for step, x in e.items()}) for e in rows["evaluations"]],
     )
     rows.to_csv(text, index=False, float_format="%.6g", compression={"method": "gzip", "mtime": 0})
     os.makedirs(os.path.dirname(path), exist_ok=True)

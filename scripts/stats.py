@@ -121,15 +121,15 @@ def sensitivity(performance, resamples=10_000):
         {optimizer: {"phi": (value, low, high), "best": (value, low, high), "step_size": that of max_h mean_e Gamma}};
         all are NaN for an optimizer that has an environment in which it diverged at each step size.
     """
-    rng, env_ids, found = np.random.default_rng(0), sorted({e for of in performance.values() for e in of}), {}
+    rng, env_ids, found = np.random.default_rng(0), sorted({e for by_env in performance.values() for e in by_env}), {}
     ends = {}
     for env_id in env_ids:
-        cells = [np.mean(runs) for of in performance.values() for runs in of.get(env_id, {}).values()]
+        cells = [np.mean(runs) for by_env in performance.values() for runs in by_env.get(env_id, {}).values()]
         ends[env_id] = np.percentile([p for p in cells if np.isfinite(p)] or [np.nan], [5, 95])
-    for optimizer, of in performance.items():
-        step_sizes = sorted(set.intersection(*(set(cells) for cells in of.values())))
-        gamma = np.empty((resamples + 1, len(of), len(step_sizes)))  # the first is that of the runs themselves
-        for i, (env_id, cells) in enumerate(of.items()):
+    for optimizer, by_env in performance.items():
+        step_sizes = sorted(set.intersection(*map(set, by_env.values())))
+        gamma = np.empty((resamples + 1, len(by_env), len(step_sizes)))  # the first is that of the runs themselves
+        for i, (env_id, cells) in enumerate(by_env.items()):
             low, high = ends[env_id]
             for j, step_size in enumerate(step_sizes):
                 runs = np.asarray(cells[step_size], float)

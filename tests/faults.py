@@ -137,7 +137,7 @@ FAULTS = [
     ('a2c policy_loss last', 'a2c_hesscale.py', 'updates', ('np.mean(history["policy_loss"])', 'history["policy_loss"][-1]')),
     ('a2c swapped losses', 'a2c_hesscale.py', 'updates', ('history["value_loss"].append(float(to_numpy(v.loss)))', 'history["value_loss"].append(float(to_numpy(pg.loss)))')),
     ('a2c explained variance last', 'a2c_hesscale.py', 'updates', ('np.concatenate(history["values"])', 'history["values"][-1]'), ('np.concatenate(history["returns"])', 'history["returns"][-1]')),
-    ('a2c values not copied (alias)', 'a2c_hesscale.py', 'updates', ('values.copy()', 'returns')),
+    ('a2c returns logged as values', 'a2c_hesscale.py', 'updates', ('history["values"].append(values)', 'history["values"].append(returns)')),
     ('a2c ev denominators', 'a2c_hesscale.py', 'updates', ('(returns.var() or np.nan)', '(values.var() or np.nan)')),
     ('half missing', 'hesscale_utils.py', 'updates', ('uHu / 2', 'uHu')),
     ('eta of last update', 'hesscale_utils.py', 'updates', ('np.mean(steps, axis=0)', 'steps[-1]')),
