@@ -321,8 +321,6 @@ def main(args):
         optimizers[name] = make_optimizer(args.optimizer, params, **options)
 
     with Run(args, run_name, checkpoint) as run:
-        step_size = f"step size {args.learning_rate:g}"
-        print(f"{args.optimizer} with {step_size} on {args.env_id}, seed {args.seed}, in {run.folder}")
         next_obs = start(args, envs, checkpoint, agent, optimizers, rng)
         updates_per_record = math.ceil(2048 / batch_size)
         history = defaultdict(list, from_plain(checkpoint["history"]) if checkpoint else {})

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -32,7 +33,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from hesscale_envs import ActionNotFinite, EnvironmentFailed, make_env, play_episode, warnings_of
-from hesscale_utils import fail, file_name, from_plain, plain_switches, to_plain
+from hesscale_utils import fail, file_name, from_plain, plain_switches, printing, to_plain
 
 # exit statuses besides 0, which is for a finished run
 ERROR, DIVERGED, INTERRUPTED = 1, 3, 75  # 75 is EX_TEMPFAIL of sysexits.h: run it again
@@ -86,12 +87,13 @@ def start(args, envs, checkpoint, agent, optimizers, rng):
     Returns:
         The observations to start from, float32 [num_envs, obs_dim].
     """
+    notes = []
     if args.cuda and not torch.cuda.is_available():
-        print("note: --cuda: torch finds no GPU here, so the networks are on the CPU")
+        notes.append("--cuda: torch finds no GPU here, so the networks are on the CPU")
     rollout = args.num_envs * args.num_steps
     if args.total_timesteps % rollout:
         steps = args.total_timesteps // rollout * rollout
-        print(f"note: --total-timesteps {args.total_timesteps:,}: whole rollouts of {rollout:,} make {steps:,} steps")
+        notes.append(f"--total-timesteps {args.total_timesteps:,}: whole rollouts of {rollout:,} make {steps:,} steps")
     next_obs = np.stack([env.reset(seed=args.seed + i) for i, env in enumerate(envs)])
     if checkpoint is not None:
         try:
@@ -100,9 +102,11 @@ def start(args, envs, checkpoint, agent, optimizers, rng):
             misfit = f"the checkpoint doesn't fit the agent and environments of this commit ({first_sentence(error)})"
             fail(f"--resume {args.resume}: {misfit}; use the commit that wrote it, or start a new run")
     if unsaved := envs[0].unsaved():
-        print(f"note: {unsaved}, which a checkpoint can't hold: --resume will begin a new episode")
+        notes.append(f"{unsaved}, which a checkpoint can't hold: --resume will begin a new episode")
     if other := other_mujoco(envs[0]):
-        print(f"note: {other}")
+        notes.append(other)
+    with printing():
+        print("".join(f"note: {note}\n" for note in notes), end="")
     for line in warnings_of(args, envs[0]):
         print(f"warning: {line}", file=sys.stderr)
     return next_obs
@@ -441,17 +445,16 @@ def load_checkpoint(args, learning_rates):
                 file=sys.stderr,
             )
     defaults = type(args)()
-    words = {word.replace("_", "-") for word in plain_switches(type(args), sys.argv[1:])}
+    words = {word.partition("=")[0].replace("_", "-") for word in plain_switches(type(args), sys.argv[1:])}
     for name, stored in (asdict(defaults) | checkpoint["args"]).items():
         flag = f"--{name.replace('_', '-')}"
         if not hasattr(args, name):
             fail(f"--resume {folder}: its run has {flag}, which is no more; use commit {status.get('commit')}")
-        given = getattr(args, name)
-        if name not in FREE_FLAGS:
-            if given not in (getattr(defaults, name), stored):
-                fail(f"{flag} {given}: the run in {folder} has {stored}; leave the flag out, or start a new run")
-            setattr(args, name, stored)
-        elif given == getattr(defaults, name) and f"--no-{flag[2:]}" not in words:
+        value = getattr(args, name)
+        given = value != getattr(defaults, name) or not words.isdisjoint((flag, f"--no-{flag[2:]}"))
+        if given and value != stored and name not in FREE_FLAGS:
+            fail(f"{flag} {value}: the run in {folder} has {stored}; leave the flag out, or start a new run")
+        if not given:
             setattr(args, name, stored)
     args.resume = folder
     return checkpoint
@@ -532,7 +535,9 @@ class Run:
                     returns = "no episode has ended"
                     if recent := len(self.recent_returns):
                         returns = f"mean return of the last {recent} episodes {self.mean_return():.1f}"
-                    return print(f"{speed}; {returns}")
+                    with printing():
+                        print(f"{speed}; {returns}")
+                    return
                 case FloatingPointError():
                     state, status, message = "diverged", DIVERGED, str(error)
                 case ActionNotFinite():
@@ -551,10 +556,11 @@ class Run:
                 self._record_end(state, message)
             hint = ""
             if state != "diverged" and list(Path(self.folder).glob("checkpoint*.pt")):
-                hint = f"; to go on: --resume {self.folder}"
+                hint = f"; to go on: --resume {shlex.quote(self.folder)}"
             if state == "interrupted":
                 done = f"{self.step:,} of {self.total_timesteps:,} steps"
-                print(f"interrupted {message} after {done}{hint}", flush=True)
+                with printing():
+                    print(f"interrupted {message} after {done}{hint}")
             elif status is not None:
                 fail(message + hint, status)
 
@@ -568,9 +574,8 @@ class Run:
         if signum == signal.SIGINT and self.signal is not None:
             os._exit(128 + signum)  # at once, whatever is under way
         self.signal = signum
-        print(
-            f"\n{signal.Signals(signum).name}: the update under way ends first, and a checkpoint is written", flush=True
-        )
+        with printing():
+            print(f"\n{signal.Signals(signum).name}: the update under way ends first, and a checkpoint is written")
 
     def _open(self, cleanup):
         """Make or lock the folder, and open all that writes there; `cleanup` closes it."""
@@ -603,10 +608,13 @@ class Run:
             rows = "\n".join(f"|{field.name}|{getattr(args, field.name)}|" for field in fields(args))
             self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
         self.write_status(pid=os.getpid())
-        self.terminal = sys.stdout.isatty()
-        self.bar = tqdm(
-            total=self.total_timesteps, initial=self.step, unit=" steps", file=sys.stdout, disable=not self.terminal
-        )
+        # some terminals have no width, as in containers: there a bar would be invisible
+        self.terminal = sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).columns > 0
+        options = dict(unit=" steps", file=sys.stdout, disable=not self.terminal, delay=1e-6)  # until the first update
+        self.bar = tqdm(total=self.total_timesteps, initial=self.step, **options)
+        with printing():
+            agent = f"{args.optimizer} with step size {args.learning_rate:g}"
+            print(f"{agent} on {args.env_id}, seed {args.seed}, in {self.folder}")
         self.start_time = self.last_line = time.perf_counter()
 
     def _make_folder(self):
@@ -680,7 +688,9 @@ class Run:
         torch.save(model_of(self.args, agent.state_dict(), [env.get_state() for env in envs]), content)
         path = f"{self.folder}/{file_name(self.args.exp_name)}.pt"
         write_atomically(path, content.getvalue())
-        print(f"model saved to {path}")
+        with printing():
+            self.bar.close()
+            print(f"model saved to {path}")
 
     def log(self, step, scalars):
         """Log `scalars`, {tag: number}, at `step`."""
@@ -698,14 +708,16 @@ class Run:
         """Move the bar to `step`; if the output is not a terminal, print a line every ten seconds instead."""
         recent = f"return {self.mean_return():.1f}" if self.recent_returns else "no episode has ended"
         if self.terminal:
-            self.bar.set_postfix_str(recent, refresh=False)
-            self.bar.update(step - self.bar.n)
+            with printing():
+                self.bar.set_postfix_str(recent, refresh=False)
+                self.bar.update(step - self.bar.n)
         elif (time_now := time.perf_counter()) - self.last_line >= 10:
             self.last_line = time_now
             sps = self.sps(step)
             left = (self.total_timesteps - step) / max(sps, 1)
             done = f"{step:,}/{self.total_timesteps:,} steps"
-            print(f"{done}, {sps:,.0f} steps/s, {recent}, {left:.0f} s left", flush=True)
+            with printing():
+                print(f"{done}, {sps:,.0f} steps/s, {recent}, {left:.0f} s left")
 
     def mean_return(self):
         """Return the mean return of the last 50 episodes; None before the first."""
@@ -721,7 +733,8 @@ class Run:
         Raises:
             OSError: something could not be written.
         """
-        self.bar.close()
+        with printing():
+            self.bar.close()
         try:
             if state == "diverged":
                 self.writer.add_text("diverged", message, self.step)

@@ -35,12 +35,31 @@ def fail(message, status=1):
     sys.exit(status)
 
 
+@contextlib.contextmanager
+def printing():
+    """A context whose prints can't end the program: if nobody reads them any more, or a disk is full, they are lost.
+
+    A Ctrl-C ends `tee` too, and with it what the program prints to.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):  # a stdout without a descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def parse_args(args_class):
     """Parse the command line into the dataclass `args_class`; end the program with one line if it can't be read.
 
     Besides what tyro reads, a flag without a value may have one, and a whole number may be written 1e6; see
     plain_switches and _reading_rule.
     """
+    for name in "stdout", "stderr":
+        if getattr(sys, name) is None:  # closed, as by >&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        if isinstance(getattr(sys, name), io.TextIOWrapper):
+            getattr(sys, name).reconfigure(errors="replace")  # ASCII has not all letters of a path
     words = plain_switches(args_class, sys.argv[1:])
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_reading_rule)

@@ -364,8 +364,6 @@ def main(args):
         optimizers[name] = make_optimizer(args.optimizer, params, **options)
 
     with Run(args, run_name, checkpoint) as run:
-        step_size = f"step size {args.learning_rate:g}"
-        print(f"{args.optimizer} with {step_size} on {args.env_id}, seed {args.seed}, in {run.folder}")
         next_obs = start(args, envs, checkpoint, agent, optimizers, rng)
         if args.eval_interval and not run.step:
             run.log(0, evaluate(args, agent, envs))  # untrained, which the others are held against

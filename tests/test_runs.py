@@ -10,6 +10,7 @@ import os
 import random
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -530,7 +531,7 @@ def test_a_run_ends_in_the_state_that_its_exception_means(tmp_path, monkeypatch,
     assert os.path.exists("runs/a_run/checkpoint.pt") == (state != "finished")
     out, err = capsys.readouterr()
     if state == "finished":
-        assert out.startswith("60,000 steps at ") and out.endswith("; no episode has ended\n")
+        assert "\n60,000 steps at " in out and out.endswith("; no episode has ended\n")
     elif state == "diverged":
         assert caught.value.code == 3 and err == f"error: {message}\n"
     elif raised[0] is SystemExit:
@@ -578,6 +579,33 @@ def test_a_run_that_can_not_begin_leaves_no_handlers_behind(tmp_path, monkeypatc
         pytest.fail("the run began")
     assert hooks() == before
     assert hesscale_run.lock("runs/a_run") is not None
+
+
+@both
+def test_a_reader_that_goes_away_ends_no_run(tmp_path, agent):
+    """Ctrl-C on `python ppo_hesscale.py | tee log` ends tee, too."""
+    process = start(
+        tmp_path, agent, *DRIFT, "--env-id", "toy_envs:Slow-v0", "--total-timesteps", 10**6, "--checkpoint-interval", 1
+    )
+    process.stdout.close()
+    process.stderr.close()
+    wait_for(lambda: glob.glob(f"{tmp_path}/runs/*/checkpoint.pt"), process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == hesscale_run.INTERRUPTED
+    s = status(only_run(tmp_path))
+    assert (s["state"], s["message"]) == ("interrupted", "by SIGINT")
+    assert hesscale_run.read_checkpoint(only_run(tmp_path))["step"] == s["step"]
+
+
+@pytest.mark.parametrize("out", [">/dev/full", ">&-", "2>&-", "| head -c 10 >/dev/null", ">out.txt"])
+def test_a_run_finishes_whatever_becomes_of_its_output(tmp_path, out):
+    """In ASCII, too, which lacks letters of the folder's name."""
+    command = [sys.executable, ROOT / "ppo_hesscale.py", *with_quick("ppo", DRIFT), "--total-timesteps", 256]
+    command = shlex.join(map(str, [*command, "--exp-name", "d\u00e9j\u00e0"]))
+    environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(f"{command} {out}", shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert status(only_run(tmp_path))["state"] == "finished"
 
 
 @both
@@ -662,6 +690,9 @@ def test_two_damaged_checkpoints_are_one_line(folder, tmp_path):
         ("a2c", "", "is a run of ppo_hesscale.py; go on with that instead of a2c_hesscale.py"),
         ("ppo", "--env-id Ant-v4", "--env-id Ant-v4: the run in runs/copy has toy_envs:Drift-v0; leave the flag out"),
         ("ppo", "--learning-rate 0.5", "--learning-rate 0.5: the run in runs/copy has 0.1"),
+        ("ppo", "--num-steps 2048", "--num-steps 2048: the run in runs/copy has 128"),  # the default, and yet given
+        ("ppo", "--num_steps=2048", "--num-steps 2048: the run in runs/copy has 128"),
+        ("ppo", "--anneal-lr", "--anneal-lr True: the run in runs/copy has False"),
         ("ppo", "--checkpoint-interval -1", "--checkpoint-interval -1: must be at least 0"),
     ],
 )
