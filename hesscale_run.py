@@ -101,6 +101,8 @@ def start(args, envs, checkpoint, agent, optimizers, rng):
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             misfit = f"the checkpoint doesn't fit the agent and environments of this commit ({first_sentence(error)})"
             fail(f"--resume {args.resume}: {misfit}; use the commit that wrote it, or start a new run")
+    if args.eval_interval and not episode_limit(envs[0]):
+        notes.append(f"--eval-interval: {args.env_id} has no time limit, and an evaluation's episode {ENDLESS:,} steps")
     if unsaved := envs[0].unsaved():
         notes.append(f"{unsaved}, which a checkpoint can't hold: --resume will begin a new episode")
     if other := other_mujoco(envs[0]):
@@ -171,6 +173,14 @@ def set_random_states(states):
         torch.cuda.set_rng_state(state, device)  # a machine with fewer GPUs, or none, passes over the rest
 
 
+ENDLESS = 10_000  # steps after which an evaluation leaves an episode without a time limit; a signal waits for it
+
+
+def episode_limit(env):
+    """Return the most steps of an episode in `env`, a NormalizedEnv; None if it has no time limit."""
+    return env.env.spec.max_episode_steps
+
+
 def evaluate(args, agent, envs):
     """Play args.eval_episodes episodes of the policy's most likely actions, and return the figures to log, by tag.
 
@@ -182,7 +192,7 @@ def evaluate(args, agent, envs):
     env = make_env(args)
     env.freeze({"obs": envs[0].obs_rms.get_state()})
     for episode in range(args.eval_episodes):
-        play_episode(agent, env, seed=args.seed + 10_000 + episode)
+        play_episode(agent, env, seed=args.seed + 10_000 + episode, max_steps=episode_limit(env) or ENDLESS)
         returns.append(env.episode_return)
         lengths.append(env.episode_length)
     env.close()

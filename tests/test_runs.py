@@ -284,6 +284,17 @@ def test_an_evaluation_plays_the_most_likely_actions_with_frozen_statistics(tmp_
     assert abs(returns[1] - returns[0]) > 1e-2 * abs(returns[0])
 
 
+@pytest.mark.parametrize("version, steps", [(0, 10_000), (1, 12_000)])
+def test_an_evaluation_ends_without_a_time_limit_and_not_before_one(tmp_path, version, steps):
+    env_id = f"toy_envs:Endless-v{version}"
+    flags = ["--env-id", env_id, "--num-steps", 64, "--total-timesteps", 64, "--eval-interval", 64]
+    code, out, err = run(tmp_path, "ppo", *flags, "--eval-episodes", 1)
+    assert code == 0, err
+    assert {length for _, length in scalars(only_run(tmp_path))["eval/episodic_length"]} == {steps}
+    note = f"note: --eval-interval: {env_id} has no time limit, and an evaluation's episode 10,000 steps\n"
+    assert (note in out) == (version == 0)
+
+
 def test_a_finished_run_keeps_its_agent_unless_told_not_to(tmp_path):
     assert run(tmp_path, "a2c", *DRIFT, "--total-timesteps", 128, "--no-save-model")[0] == 0
     assert not glob.glob(f"{only_run(tmp_path)}/*.pt")
