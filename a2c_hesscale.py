@@ -66,7 +66,7 @@ class Args:
     wandb_entity: str | None = None
     """the entity (team) of the W&B project"""
     capture_video: bool = False
-    """whether to capture videos of the agent's performance (in the `videos` folder)"""
+    """whether to capture videos of the agent's performance (in the `videos` folder; W&B gets none)"""
     save_model: bool = True
     """whether a finished run keeps its agent and normalization statistics (50 kB), for scripts/evaluate.py"""
     eval_interval: int = 0

@@ -651,7 +651,6 @@ class Run:
                 name=name,
                 id=re.sub("[:;,#?/']", "-", name),
                 resume="allow",
-                monitor_gym=self.args.capture_video,
                 save_code=True,
                 settings=wandb.Settings(init_timeout=30),
             )

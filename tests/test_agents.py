@@ -287,9 +287,10 @@ def test_a_run_never_writes_into_anothers_folder(train, agent, monkeypatch):
 
 
 def test_wandb_works_offline_without_an_account(tmp_path):
-    flags = "--env-id toy_envs:Shapes-v0 --num-steps 64 --total-timesteps 64 --track".split()
+    flags = "--env-id toy_envs:Film-v0 --num-steps 64 --total-timesteps 64 --track --capture-video".split()
     done = run_script(tmp_path, "ppo", *flags, WANDB_MODE="offline", WANDB_SILENT="true")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
+    assert [*tmp_path.glob("videos/*/*.mp4")]
     (twin,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     assert all(tag.encode() in twin.read_bytes() for tag in TAGS["ppo"] | CURVATURE | SCALE)
 
