@@ -6,6 +6,7 @@ stays as it is. Restoring runs what a pickle asks for: resume only runs that you
 """
 
 import collections
+import copyreg
 import functools
 import io
 import logging
@@ -91,7 +92,14 @@ def _parts(value):
         return {name: getattr(value, name, None) for name in ("__self__", "__func__", "__closure__", "__defaults__")}
     if isinstance(value, types.CellType):
         return {"": value.cell_contents} if value != types.CellType() else {}
-    return dict(getattr(value, "__dict__", {})) if not isinstance(value, type) else {}
+    return _attributes(value) if not isinstance(value, type) else {}
+
+
+def _attributes(value):
+    """Return {name: value} of what an object has in its __dict__ and in slots, its own and inherited ones."""
+    # copyreg, pickle's own, knows the mangled names of private ones
+    slots = {name: getattr(value, name) for name in copyreg._slotnames(type(value)) if hasattr(value, name)}
+    return dict(getattr(value, "__dict__", {})) | slots
 
 
 def _fixed_things(env):
@@ -126,7 +134,7 @@ def _contents(thing):
         return {"arrays": {name: array.copy() for name, array in _mujoco_arrays(thing).items()}, "options": options}
     # the new environment renders in its own way, and loads its own images
     drawn = lambda value: _kind(value) == "drawn" or any(map(drawn, value if type(value) in (list, tuple) else ()))  # noqa: E731
-    return {name: value for name, value in vars(thing).items() if name != "render_mode" and not drawn(value)}
+    return {name: value for name, value in _attributes(thing).items() if name != "render_mode" and not drawn(value)}
 
 
 def _fill(thing, contents):
@@ -145,7 +153,10 @@ def _fill(thing, contents):
         for name, value in contents.get("options", {}).items():
             setattr(thing.opt, name, value)
     elif contents:
-        vars(thing).update(contents)
+        slots = contents.keys() & copyreg._slotnames(type(thing))
+        vars(thing).update({name: value for name, value in contents.items() if name not in slots})
+        for name in slots:
+            object.__setattr__(thing, name, contents[name])
 
 
 def _mujoco_arrays(value):

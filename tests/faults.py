@@ -525,6 +525,8 @@ FAULTS = [
     ('layers: shared parameters', 'hesscale_layers.py', 'layers', ('if len(list(self.parameters())) < sum(len(list(layer.parameters())) for layer in self.layers):', 'if False:')),
     ('layers: other parameters than weight and bias', 'hesscale_layers.py', 'layers', ('{*dict(module.named_parameters())} - {"weight", "bias"}', 'set()')),
     ('layers: inference mode leaves nothing silently', 'hesscale_layers.py', 'layers', ('if not out.requires_grad and any(p.requires_grad for p in self.parameters()):', 'if False:')),
+    ('slots are not saved', 'hesscale_state.py', 'envs', ('return dict(getattr(value, "__dict__", {})) | slots', 'return dict(getattr(value, "__dict__", {}))')),
+    ('slots are not restored', 'hesscale_state.py', 'envs', ('object.__setattr__(thing, name, contents[name])', 'pass')),
 ]
 # fmt: on
 

@@ -478,7 +478,7 @@ gym.register(
     [
         *(f"{name}-v0" for name in WRAPPERS), "Added-v0",
         *("FrozenLake-v1", "CliffWalking-v1", "Taxi-v4", "Blackjack-v1", "Pendulum-v1", "Reacher-v4", "Humanoid-v5"),
-        *(f"toy_envs:{name}-v0" for name in ("Sampler", "Garage", "Friction", "Shapes", "Film")),
+        *(f"toy_envs:{name}-v0" for name in ("Sampler", "Garage", "Friction", "Shapes", "Film", "Slots")),
     ],
 )  # fmt: skip
 def test_an_environment_is_saved_whole(env_id, steps):

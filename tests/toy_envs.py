@@ -170,6 +170,45 @@ class Walk(gym.Env):
         return np.array([*self.position, self.wind])
 
 
+class Place(gym.Env):
+    __slots__ = ("__wind", "position")
+
+    def __init__(self):
+        self.__wind = 0.0
+
+    def move(self, force):
+        self.__wind = 0.9 * self.__wind + self.np_random.normal()
+        self.position += force + self.__wind
+
+
+class Slots(Place):
+    """Has its state in slots, inherited and private ones too, and the rest of it beside them."""
+
+    __slots__ = ("inner", "steps")
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.steps = [gym.make("CartPole-v1")], 0  # steps of all episodes
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position, self.time = 0.0, 0
+        self.inner[0].reset(seed=seed)
+        return self._obs(), {}
+
+    def step(self, action):
+        self.steps, self.time = self.steps + 1, self.time + 1
+        self.move(float(action[0]))
+        if self.inner[0].step(self.steps % 2)[2]:
+            self.inner[0].reset()
+        return self._obs(), -abs(self.position), self.time >= 17, False, {}
+
+    def _obs(self):
+        return np.array([self.position, self.steps % 7, self.inner[0].unwrapped.state[0]])
+
+
 class Sampler(Toggle):
     """Observes and pays what it samples from its own spaces."""
 
@@ -379,6 +418,7 @@ gym.register("Endless-v1", Toggle, max_episode_steps=12_000)
 gym.register("Drift-v0", Drift, max_episode_steps=60)
 gym.register("Walk-v0", Walk, max_episode_steps=5)
 gym.register("Walk-v1", Walk, kwargs={"choices": True}, max_episode_steps=5)
+gym.register("Slots-v0", Slots)
 gym.register("Sampler-v0", Sampler, max_episode_steps=10)
 gym.register("Film-v0", Film, max_episode_steps=10)
 gym.register("Friction-v0", Friction)
