@@ -193,7 +193,7 @@ class Softmax:
         self.q = xp.exp(constant(self.log_q))
 
     def log_prob(self, actions):
-        """Return the log-probability [B] of `actions`, integers [B]."""
+        """Return the log-probability [B] of `actions`, whole numbers in [0, C), [B]."""
         return self.derivatives(actions)[0]
 
     def entropy(self):
@@ -204,13 +204,17 @@ class Softmax:
         """Return the KL divergence KL(self || other) in nats, averaged over the batch."""
         return (self.q * (self.log_q - other.log_q)).sum(-1).mean()
 
-    def derivatives(self, actions):
+    def derivatives(self, actions, name="actions"):
         """Return log q_a [B], and the pair of score e_a - q and curvature q^2 - q, each [B, C]."""
         namespace(self.q, actions)
-        check_shapes(self.q.shape[:1], actions=actions)
-        rows, score = self.xp.arange(len(actions)), -self.q
-        score[rows, actions] += 1
-        return self.log_q[rows, actions], (score, self.q * self.q - self.q)
+        check_shapes(self.q.shape[:1], **{name: actions})
+        # e_a as a comparison: -1 is no action, where an index counts from the end, nor are bool or uint8 a mask
+        e_a = actions[:, None] == self.xp.arange(self.q.shape[1], device=actions.device)
+        log_prob = self.log_q[e_a]
+        if len(log_prob) < len(actions):
+            low, high, classes = actions.min(), actions.max(), self.q.shape[1]
+            raise ValueError(f"{name} are in [{low}, {high}]; expected whole numbers in [0, {classes})")
+        return log_prob, (e_a + -self.q, self.q * self.q - self.q)
 
     def entropy_derivatives(self):
         """Return gradient -q e and curvature -q ((1 - 2q) e + 1 - q) of entropy() [B, C], where e = log q + H."""
@@ -261,10 +265,7 @@ def _policy_loss(policy, loss, log_prob, weight, derivatives, ent_coef):
 
 def cross_entropy_loss(logits, targets):
     """Cross-entropy, the mean over the batch of -log q_target, for logits [B, C] and targets [B]: a Loss (App. B.1)."""
-    namespace(logits, targets)
-    if targets.min() < 0 or targets.max() >= logits.shape[-1]:  # -1 would count from the end
-        raise ValueError(f"targets are in [{targets.min()}, {targets.max()}]; expected [0, {logits.shape[-1]})")
-    log_prob, (score, curvature) = Softmax(logits).derivatives(targets)
+    log_prob, (score, curvature) = Softmax(logits).derivatives(targets, "targets")
     return Loss(-log_prob.mean(), score / -len(logits), curvature / -len(logits))
 
 

@@ -299,7 +299,7 @@ FAULTS = [
     ("a ratio's curvature without s^2", 'hesscale_core.py', 'core', ('(s, s * s + c)', '(s, c)')),
     ('clipped samples contribute', 'hesscale_core.py', 'core', ('xp.where(surrogate <= limit, constant(surrogate), 0.0)', 'constant(surrogate)')),
     ('clipping of negative advantages', 'hesscale_core.py', 'core', ('clip_coef * abs(advantages)', 'clip_coef * advantages')),
-    ('curvature of a softmax', 'hesscale_core.py', 'core', ('(score, self.q * self.q - self.q)', '(score, self.q - self.q * self.q)')),
+    ('curvature of a softmax', 'hesscale_core.py', 'core', ('(e_a + -self.q, self.q * self.q - self.q)', '(e_a + -self.q, self.q - self.q * self.q)')),
     ("curvature of a softmax's entropy", 'hesscale_core.py', 'core', ('((1 - 2 * q) * e + 1 - q)', '((1 - 2 * q) * e)')),
     ('value loss not halved', 'hesscale_core.py', 'core', ('Loss(0.5 / batch', 'Loss(1.0 / batch')),
     ('value curvature not averaged', 'hesscale_core.py', 'core', ('xp.full_like(value, 1 / batch)', 'xp.full_like(value, 1.0)')),
@@ -525,6 +525,7 @@ FAULTS = [
     ('layers: shared parameters', 'hesscale_layers.py', 'layers', ('if len(list(self.parameters())) < sum(len(list(layer.parameters())) for layer in self.layers):', 'if False:')),
     ('layers: other parameters than weight and bias', 'hesscale_layers.py', 'layers', ('{*dict(module.named_parameters())} - {"weight", "bias"}', 'set()')),
     ('layers: inference mode leaves nothing silently', 'hesscale_layers.py', 'layers', ('if not out.requires_grad and any(p.requires_grad for p in self.parameters()):', 'if False:')),
+    ('classes by index, of which -1 is the last', 'hesscale_core.py', 'core', ('e_a = actions[:, None] == self.xp.arange', 'e_a = actions[:, None] % self.q.shape[1] == self.xp.arange')),
     ('slots are not saved', 'hesscale_state.py', 'envs', ('return dict(getattr(value, "__dict__", {})) | slots', 'return dict(getattr(value, "__dict__", {}))')),
     ('slots are not restored', 'hesscale_state.py', 'envs', ('object.__setattr__(thing, name, contents[name])', 'pass')),
 ]

@@ -322,11 +322,29 @@ def test_a_column_of_values_never_broadcasts_against_a_row_of_returns():
         value_loss(np.zeros((4, 1)), np.zeros(4))
 
 
-@pytest.mark.parametrize("target", [-1, 3])
-def test_targets_that_are_no_classes_are_refused(kind, target):
+@pytest.mark.parametrize("target", [-1, 3, 0.5])
+def test_targets_and_actions_that_are_no_classes_are_refused(kind, target):
     """-1 would count from the end, in silence."""
-    with pytest.raises(ValueError, match=rf"targets are in \[{min(target, 1)}, {max(target, 1)}\]; .* \[0, 3\)"):
-        cross_entropy_loss(kind(torch.zeros(2, 3)), kind(torch.tensor([1, target])))
+    found = rf"are in \[{min(target, 1)}.*, {max(target, 1)}.*\]; expected whole numbers in \[0, 3\)"
+    logits, targets = kind(torch.zeros(2, 3)), kind(torch.tensor([1, target]))
+    with pytest.raises(ValueError, match=f"targets {found}"):
+        cross_entropy_loss(logits, targets)
+    with pytest.raises(ValueError, match=f"actions {found}"):
+        Softmax(logits).log_prob(targets)
+    with pytest.raises(ValueError, match=f"actions {found}"):
+        ppo_loss(Softmax(logits), targets, kind(torch.zeros(2)), kind(torch.zeros(2)), CLIP)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int32, torch.float32])
+def test_targets_and_actions_of_every_type_are_classes(kind, dtype):
+    """MNIST's label files hold uint8, which torch takes for a mask when it indexes, as numpy takes bool."""
+    logits, targets = torch.randn(4, 4, requires_grad=True), torch.tensor([0, 1, 0, 0])
+    theirs = torch.nn.functional.cross_entropy(logits, targets)
+    loss, grad, _ = cross_entropy_loss(kind(logits), kind(targets.to(dtype)))
+    torch.testing.assert_close(torch.as_tensor(loss), theirs.detach())
+    torch.testing.assert_close(torch.as_tensor(grad), *torch.autograd.grad(theirs, logits))
+    log_prob = torch.as_tensor(Softmax(kind(logits)).log_prob(kind(targets.to(dtype))))
+    torch.testing.assert_close(log_prob, logits.detach().log_softmax(1)[range(4), targets])
 
 
 def test_a_value_is_clipped_with_both_an_old_value_and_a_coefficient():
