@@ -34,10 +34,12 @@ def constant(array):
 
 
 def check_shapes(shape, **arrays):
-    """Raise ValueError with the name of an array that has another shape than `shape`."""
+    """Raise ValueError with the name of an array that has another shape than `shape`, or is empty."""
     for name, array in arrays.items():
         if array.shape != shape:
             raise ValueError(f"{name} has shape {list(array.shape)}; expected {list(shape)}")
+        if 0 in shape:  # a mean over nothing
+            raise ValueError(f"{name} is empty, of shape {list(shape)}; give at least one sample")
 
 
 def numpy_computes(tensor):
@@ -175,7 +177,7 @@ class KeptArrays:
         read = p.grad, hess, *moments
         pointer, kept, arrays = self._kept.get(p, (None, read, None))
         if pointer != p.data_ptr() or not all(map(operator.is_, kept, read)):
-            if hess is not None:
+            if hess is not None and hess.shape != p.shape:  # an empty parameter is fine
                 check_shapes(p.shape, hess=hess)
             xp = np if numpy_computes(p) else torch
             tensors = p.data, *read, torch.empty_like(p.data), torch.empty_like(p.data)

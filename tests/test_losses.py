@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch.distributions import Categorical, Normal
 
-from hesscale_core import Gaussian, Softmax, cross_entropy_loss, policy_gradient_loss, ppo_loss, value_loss
+from hesscale_core import (
+    Gaussian,
+    Softmax,
+    cross_entropy_loss,
+    policy_gradient_loss,
+    ppo_loss,
+    squared_error_loss,
+    value_loss,
+)
 
 CLIP = 0.2
 
@@ -345,6 +353,20 @@ def test_targets_and_actions_of_every_type_are_classes(kind, dtype):
     torch.testing.assert_close(torch.as_tensor(grad), *torch.autograd.grad(theirs, logits))
     log_prob = torch.as_tensor(Softmax(kind(logits)).log_prob(kind(targets.to(dtype))))
     torch.testing.assert_close(log_prob, logits.detach().log_softmax(1)[range(4), targets])
+
+
+EMPTY = {
+    "value": lambda n, ints: value_loss(n, n),
+    "output": lambda n, ints: squared_error_loss(n[:, None], n[:, None]),
+    "logits": lambda n, ints: cross_entropy_loss(n.reshape(0, 3), ints),
+    "mean": lambda n, ints: ppo_loss(Gaussian(n.reshape(0, 2), n.reshape(0, 2)), n.reshape(0, 2), n, n, CLIP),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_batch_without_samples_is_refused(kind, name):
+    with pytest.raises(ValueError, match=rf"{name} is empty, of shape \[0.*\]; give at least one sample"):
+        EMPTY[name](kind(torch.zeros(0)), kind(torch.zeros(0, dtype=torch.long)))
 
 
 def test_a_value_is_clipped_with_both_an_old_value_and_a_coefficient():

@@ -392,6 +392,14 @@ def test_a_parameter_without_a_gradient_is_skipped(memory, name):
         assert a.eta == pytest.approx(b.eta) and a.trust_region == pytest.approx(b.trust_region)
 
 
+def test_a_parameter_without_entries_is_none_to_refuse(memory):
+    """A batch without samples is."""
+    empty = torch.zeros(0, requires_grad=True)
+    optimizer = make_optimizer("adahesscale", [empty], lr=0.1)
+    empty.grad = empty.hess = torch.zeros(0)
+    optimizer.step()
+
+
 def test_a_parameter_without_a_gradient_is_skipped_as_torchs_adam_skips_it(memory):
     """Its step count too, by which its moments are corrected."""
     ours, theirs = make_params(), make_params()
