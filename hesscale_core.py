@@ -280,6 +280,7 @@ def value_loss(value, returns, old_value=None, clip_coef=None):
     old_value = returns if old_value is None else old_value
     xp, batch = namespace(value, returns, old_value), len(value)
     check_shapes((batch, 1)[: value.ndim], value=value, returns=returns, old_value=old_value)
+    value = value * 1.0  # or 1 / batch would be 0 in an integer's type
     error, hess = value - returns, xp.full_like(value, 1 / batch)
     squared = error * error
     if clip_coef is not None:
@@ -295,7 +296,7 @@ def squared_error_loss(output, targets):
     namespace(output, targets)
     check_shapes((len(output), output.shape[-1]), output=output)
     check_shapes(output.shape, targets=targets)
-    error, batch = output - targets, len(output)
+    error, batch = output * 1.0 - targets, len(output)  # 0 - 1 is 255 in uint8
     return Loss(0.5 / batch * (error * error).sum(), constant(error) / batch, constant(error * 0 + 1 / batch))
 
 

@@ -527,6 +527,7 @@ FAULTS = [
     ('layers: inference mode leaves nothing silently', 'hesscale_layers.py', 'layers', ('if not out.requires_grad and any(p.requires_grad for p in self.parameters()):', 'if False:')),
     ('classes by index, of which -1 is the last', 'hesscale_core.py', 'core', ('e_a = actions[:, None] == self.xp.arange', 'e_a = actions[:, None] % self.q.shape[1] == self.xp.arange')),
     ('batches without samples', 'hesscale_flat.py', 'core', ('if 0 in shape:', 'if False:')),
+    ("integers' derivatives are rounded to zero", 'hesscale_core.py', 'core', ('value = value * 1.0 ', 'value = value ')),
     ('slots are not saved', 'hesscale_state.py', 'envs', ('return dict(getattr(value, "__dict__", {})) | slots', 'return dict(getattr(value, "__dict__", {}))')),
     ('slots are not restored', 'hesscale_state.py', 'envs', ('object.__setattr__(thing, name, contents[name])', 'pass')),
 ]

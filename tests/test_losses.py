@@ -369,6 +369,19 @@ def test_a_batch_without_samples_is_refused(kind, name):
         EMPTY[name](kind(torch.zeros(0)), kind(torch.zeros(0, dtype=torch.long)))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+@pytest.mark.parametrize("clipped", [False, True])
+def test_values_that_are_integers_have_derivatives(kind, dtype, clipped):
+    value, returns, old = torch.tensor([[1, 0, 2], [3, 2, 1], [0, 1, 4]])
+    more = [(kind(old.to(t)), CLIP) if clipped else () for t in (dtype, torch.float64)]
+    ours = value_loss(kind(value.to(dtype)), kind(returns.to(dtype)), *more[0])
+    theirs = value_loss(kind(value.double()), kind(returns.double()), *more[1])
+    for part, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(torch.as_tensor(part).double(), torch.as_tensor(expected))
+    ours = squared_error_loss(*(kind(a.to(dtype)[:, None]) for a in (value, returns)))
+    assert float(ours.loss) == float(value_loss(kind(value.double()), kind(returns.double())).loss)
+
+
 def test_a_value_is_clipped_with_both_an_old_value_and_a_coefficient():
     for arguments in ({"old_value": np.zeros(4)}, {"clip_coef": CLIP}):
         with pytest.raises(ValueError, match="old_value and clip_coef together or neither"):
