@@ -85,6 +85,8 @@ class TanhMLP(FlatModule):
         """
         if not self._inputs:
             raise RuntimeError("TanhMLP.backward needs the activations of a forward pass: call forward first")
+        if gauss_newton not in (False, True, "exact"):
+            raise ValueError(f'gauss_newton={gauss_newton!r}: choose False, True or "exact"')
         second_order = hess_output is not None
         g, h, inputs = grad_output, hess_output if second_order else grad_output, self._inputs
         xp = namespace(inputs[0], g, h)
@@ -423,6 +425,8 @@ def hutchinson(loss, params):
 
     z * (Hz) is an unbiased estimate of the Hessian's diagonal (Section 2); autograd makes it from a scalar `loss`.
     """
+    if not isinstance(loss, torch.Tensor):
+        raise TypeError(f"loss is a {type(loss).__name__}; expected a torch tensor: give the network tensors, too")
     params = [p for p in params if p.requires_grad]
     grads = torch.autograd.grad(loss, params, create_graph=True, materialize_grads=True)
     if all(grad.is_leaf and grad.requires_grad for grad in grads):  # autograd's zeros

@@ -176,6 +176,7 @@ class HesScale(nn.Module):
                 y = out
         return y if torch.is_grad_enabled() else y.detach()
 
+    @torch.enable_grad()  # for the rules, which make graphs of their own, even if the caller is in no_grad
     def backward(self, grad_output, hess_output, gauss_newton=False):
         """Leave the gradient in .grad and the HesScale diagonal in .hess of every parameter that is trained.
 
@@ -186,6 +187,8 @@ class HesScale(nn.Module):
         """
         if not self._kept:
             raise RuntimeError("HesScale.backward needs the inputs of a forward pass: call forward first")
+        if gauss_newton not in (False, True):
+            raise ValueError(f"gauss_newton={gauss_newton!r}: choose False or True")
         out = self._kept[-1][-1]
         if not out.requires_grad and any(p.requires_grad for p in self.parameters()):
             raise RuntimeError("forward ran in torch.inference_mode, which keeps no graph: use torch.no_grad")

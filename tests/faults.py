@@ -528,6 +528,8 @@ FAULTS = [
     ('classes by index, of which -1 is the last', 'hesscale_core.py', 'core', ('e_a = actions[:, None] == self.xp.arange', 'e_a = actions[:, None] % self.q.shape[1] == self.xp.arange')),
     ('batches without samples', 'hesscale_flat.py', 'core', ('if 0 in shape:', 'if False:')),
     ("integers' derivatives are rounded to zero", 'hesscale_core.py', 'core', ('value = value * 1.0 ', 'value = value ')),
+    ('layers: no diagonals within no_grad', 'hesscale_layers.py', 'layers', ('    @torch.enable_grad()  #', '    #')),
+    ("layers: a text stands for HesScaleGN", 'hesscale_core.py', 'layers', ('gauss_newton not in (False, True, "exact")', 'False')),
     ('slots are not saved', 'hesscale_state.py', 'envs', ('return dict(getattr(value, "__dict__", {})) | slots', 'return dict(getattr(value, "__dict__", {}))')),
     ('slots are not restored', 'hesscale_state.py', 'envs', ('object.__setattr__(thing, name, contents[name])', 'pass')),
 ]

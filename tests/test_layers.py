@@ -421,6 +421,38 @@ def test_wrong_use_is_named():
         net.backward(torch.ones(3), torch.ones(4, 3))
 
 
+@pytest.mark.parametrize("gauss_newton", ["Exact", "gn", None, 2])
+def test_another_kind_of_curvature_is_refused(gauss_newton):
+    """A text is true, and would be taken for HesScaleGN."""
+    x, ones = torch.ones(4, 2), torch.ones(4, 1)
+    layers, mlp = HesScale(nn.Linear(2, 1)), TanhMLP(2, (3,), 1)
+    for net, refused, choices in (
+        (layers, gauss_newton, "False or True"),
+        (layers, "exact", "False or True"),
+        (mlp, gauss_newton, 'False, True or "exact"'),
+    ):
+        net(x)
+        with pytest.raises(ValueError, match=f"gauss_newton={refused!r}: choose {choices}"):
+            net.backward(ones, ones, refused)
+        net.backward(ones, ones, np.bool_(True))
+
+
+def test_no_grad_changes_nothing():
+    """It is for the caller, who wants no graph of ours; the rules need theirs."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 2, padding_mode="reflect", padding=1), nn.SiLU(), nn.Flatten())
+    net, x = HesScale(nn.Sequential(*model, nn.Dropout(0.0), nn.Linear(50, 3), nn.Tanh())), torch.randn(4, 1, 4, 4)
+    grad, hess = torch.randn(2, 4, 3)
+    net(x)
+    net.backward(grad, hess)
+    expected = [(p.grad, p.hess) for p in net.parameters()]
+    with torch.no_grad():
+        net(x)
+        net.backward(grad, hess)
+    for p, (p_grad, p_hess) in zip(net.parameters(), expected, strict=True):
+        assert torch.equal(p.grad, p_grad) and torch.equal(p.hess, p_hess)
+        assert not p.grad.requires_grad and not p.hess.requires_grad
+
+
 def test_inference_mode_is_for_forward_passes_alone():
     net, x = HesScale(nn.Linear(2, 3)), torch.randn(4, 2)
     with torch.inference_mode():

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -714,6 +715,13 @@ def test_hutchinson_refuses_the_flat_vector():
     net, loss = small_loss()
     with pytest.raises(RuntimeError, match=r"give net\.parameters\(\), not net\.flat"):
         hutchinson(loss(), [net.flat])
+
+
+def test_hutchinson_needs_a_loss_that_autograd_follows():
+    net, _ = small_loss()
+    loss = value_loss(net(np.zeros((6, 3)))[:, 0], np.ones(6)).loss
+    with pytest.raises(TypeError, match="loss is a float64; expected a torch tensor: give the network tensors"):
+        hutchinson(loss, net.parameters())
 
 
 def test_hutchinson_leaves_frozen_parameters_alone():
