@@ -159,7 +159,8 @@ class NormalizedEnv:
         # these three checks and _normalize's two take 0.6 us of a step's 170
         reward = float(reward) if isinstance(reward, float) else _number(reward)
         if not abs(reward) < self.largest_reward:
-            raise _failure(action, f"returned the reward {_brief(returned[1])} from step, which is no finite number")
+            what = f"too large: at most {self.largest_reward:.0e}" if math.isfinite(reward) else "no finite number"
+            raise _failure(action, f"returned the reward {_brief(returned[1])} from step, which is {what}")
         if type(terminated) is not bool or type(truncated) is not bool:
             terminated, truncated = _flag(terminated), _flag(truncated)
             if terminated is None or truncated is None:
@@ -188,7 +189,9 @@ class NormalizedEnv:
             raise _failure(action, f"returned the observation {_brief(returned)}, which {sizes}")
         # the second condition is for a sum that is too large of entries that are not
         if not obs.dot(obs) < self.largest_square and not (np.square(obs) <= self.largest_square).all():
-            raise _failure(action, f"returned the observation {_brief(returned)}, which is not finite")
+            largest = math.sqrt(self.largest_square)
+            what = f"too large: at most {largest:.0e}" if np.isfinite(obs).all() else "not finite"
+            raise _failure(action, f"returned the observation {_brief(returned)}, which is {what}")
         if self.norm_obs:
             self.obs_rms.update(obs)
             obs = ((obs - self.obs_rms.mean) / np.sqrt(self.obs_rms.var + self.eps)).astype(np.float32)
@@ -367,6 +370,8 @@ def read_env_kwargs(text):
             fail(f"--env-kwargs {text}: {part!r} is not name=value")
         if name in kwargs:
             fail(f"--env-kwargs {text}: gives {name} twice")
+        if value.endswith(","):  # which makes a tuple, and that is true even if it is (False,)
+            fail(f"--env-kwargs {text}: {part!r} ends with a comma; leave it out, or write a tuple in brackets")
         try:
             kwargs[name] = (
                 {"true": True, "false": False}[value] if value in ("true", "false") else ast.literal_eval(value)
@@ -406,7 +411,11 @@ def make_env(args, video_folder=None, video_trigger=None):
                 del os.environ["MUJOCO_GL"]
                 os.environ |= before
             return env if video_folder is None else fail_to_render(env_id, error)
-        fail(f"{flags}: {str(error) or repr(error)}")
+        cause = error.__cause__ or error  # gymnasium's text tells little more than Python's
+        if isinstance(cause, ModuleNotFoundError) and re.split("[.:]", env_id)[0] == cause.name:
+            fail(f"{flags}: {cause}; its folder must be in PYTHONPATH, as in PYTHONPATH=. python ...")
+        # a KeyError's text is the key alone
+        fail(f"{flags}: {repr(error) if isinstance(error, KeyError) else str(error) or repr(error)}")
     for name in ("action_space", "observation_space"):
         if isinstance(space := inspect.getattr_static(env.unwrapped, name, None), gym.Space):
             setattr(env.unwrapped, name, copy.deepcopy(space))  # or its seed would be that of all its class

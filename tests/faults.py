@@ -530,6 +530,9 @@ FAULTS = [
     ("integers' derivatives are rounded to zero", 'hesscale_core.py', 'core', ('value = value * 1.0 ', 'value = value ')),
     ('layers: no diagonals within no_grad', 'hesscale_layers.py', 'layers', ('    @torch.enable_grad()  #', '    #')),
     ("layers: a text stands for HesScaleGN", 'hesscale_core.py', 'layers', ('gauss_newton not in (False, True, "exact")', 'False')),
+    ("arguments' last comma makes a tuple", 'hesscale_envs.py', 'envs', ('if value.endswith(","):', 'if False:')),
+    ('a key alone for an error', 'hesscale_envs.py', 'envs', ('repr(error) if isinstance(error, KeyError) else ', '')),
+    ('advice on a module of another', 'hesscale_envs.py', 'envs', (' and re.split("[.:]", env_id)[0] == cause.name', '')),
     ('slots are not saved', 'hesscale_state.py', 'envs', ('return dict(getattr(value, "__dict__", {})) | slots', 'return dict(getattr(value, "__dict__", {}))')),
     ('slots are not restored', 'hesscale_state.py', 'envs', ('object.__setattr__(thing, name, contents[name])', 'pass')),
 ]

@@ -307,7 +307,8 @@ def run_script(cwd, agent, *flags, **environment):
 BAD_INPUT = [
     ("--env-id Hoper-v4", "--env-id Hoper-v4: Environment `Hoper` doesn't exist"),
     ("--env-id Hopper-v99", "--env-id Hopper-v99: Environment version `v99`"),
-    ("--env-id no_such_module:Env-v0", "--env-id no_such_module:Env-v0: No module named 'no_such_module'"),
+    ("--env-id no_such_module:Env-v0", "--env-id no_such_module:Env-v0: No module named 'no_such_module'; its"),
+    ("--env-kwargs a=False,", "--env-kwargs a=False,: 'a=False,' ends with a comma; leave it out"),
     ("--env-id toy_envs:Many-v0", "--env-id toy_envs:Many-v0 has the action space MultiDiscrete"),
     ("--env-id toy_envs:Many-v0", "supported: Box and Discrete"),
     ("--num-steps 0", "--num-steps 0: must be at least 1"),

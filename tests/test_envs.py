@@ -184,7 +184,7 @@ NOT_OBSERVATIONS = [
     (np.zeros(0), "which has 0 numbers, its space 1"),
     (np.array([np.nan]), "[nan]), which is not finite"),
     ([-np.inf], "[-inf], which is not finite"),
-    ([1e39], "which is not finite"),  # for a network's float32
+    ([1e39], "which is too large: at most 3e+38"),  # for a network's float32
     (None, "the observation None, which is not numbers"),
     ("0.5", "which is not numbers"),
     (["0.5"], "which is not numbers"),
@@ -196,7 +196,9 @@ NOT_OBSERVATIONS = [
 NOT_STEPS = [
     *({"obs": obs} | {"message": message} for obs, message in NOT_OBSERVATIONS),
     *({"reward": r, "message": f"returned the reward {r!r} from step, which is no finite number"}
-      for r in (None, float("nan"), -float("inf"), "1.0", 1e39, 10**60, 1j, [1.0, 2.0], np.float32("nan"))),
+      for r in (None, float("nan"), -float("inf"), "1.0", 1j, [1.0, 2.0], np.float32("nan"))),
+    *({"reward": r, "message": f"returned the reward {r!r} from step, which is too large: at most 3e+38"}
+      for r in (1e39, -1e200, 10**60)),
     *({flag: value, "message": f"{flag} {value!r}"}
       for flag in ("terminated", "truncated") for value in (None, np.nan, 2, "False", np.array([True, False]), [])),
     {"whole": (np.zeros(1), 0.0, False, {}), "message": "not (observation, reward, terminated, truncated, info)"},
@@ -237,7 +239,7 @@ def test_normalization_lets_nothing_pass_that_it_could_not_undo(value):
     env.reset(seed=0)
     obs = np.zeros((2, 3))
     obs[1, 2] = value
-    with pytest.raises(EnvironmentFailed, match="not finite"):
+    with pytest.raises(EnvironmentFailed, match="is too large: at most 1e.140" if value == 1e200 else "is not finite"):
         env._normalize(obs)
     assert np.isfinite(env._normalize(np.full((2, 3), 1e130))).all()
 
@@ -396,6 +398,8 @@ def test_arguments_are_python_literals_or_words(text, kwargs):
         ("a=[1,2", "the value of a is neither"),
         ("a='x", "the value of a is neither"),
         ("a=1,a=2", "gives a twice"),
+        ("is_slippery=False,", "'is_slippery=False,' ends with a comma; leave it out, or write a tuple in brackets"),
+        ("a=1 , , b=2", "ends with a comma"),
         ("1a=3", "'1a=3' is not name=value"),
         ('{"a": 1}', "is not name=value"),
     ],
@@ -404,6 +408,24 @@ def test_unreadable_arguments_are_one_line(text, message):
     with pytest.raises(SystemExit) as end:
         make_env(args_of("toy_envs:Toggle-v1", env_kwargs=text))
     assert str(end.value).startswith(f"error: --env-kwargs {text}: ") and message in str(end.value)
+
+
+def test_an_error_without_a_sentence_is_named():
+    with pytest.raises(SystemExit, match=r"--env-id FrozenLake-v1 --env-kwargs map_name=9x9: KeyError\('9x9'\)"):
+        make_env(args_of("FrozenLake-v1", env_kwargs="map_name=9x9"))
+
+
+def test_a_module_that_is_not_found_says_where_it_is_looked_for(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "found.py").write_text("import missing_one")
+    advice = "; its folder must be in PYTHONPATH, as in PYTHONPATH=. python ..."
+    for module in "missing_one", "missing_one.envs":
+        with pytest.raises(SystemExit) as end:
+            make_env(args_of(f"{module}:My-v0"))
+        assert str(end.value) == f"error: --env-id {module}:My-v0: No module named 'missing_one'{advice}"
+    with pytest.raises(SystemExit) as end:
+        make_env(args_of("found:My-v0"))
+    assert "No module named 'missing_one'" in str(end.value) and "PYTHONPATH" not in str(end.value)
 
 
 def test_arguments_reach_the_environment_or_are_one_line():
