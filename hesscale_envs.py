@@ -3,6 +3,7 @@
 import ast
 import copy
 import inspect
+import itertools
 import math
 import os
 import random
@@ -465,6 +466,8 @@ def follow_body(renderer):
 
 def fail_to_render(env_id, error):
     """End the program with one line that says why an environment can't be rendered, and what to install or set."""
+    if isinstance(error, OSError) and error.filename and not isinstance(error, FileNotFoundError):
+        fail(f"--capture-video: the videos can't be written ({error}); run in another folder, or leave it out")
     needs = {"osmesa": "the package libosmesa6", "egl": "the packages libegl1 and libgl1"}
     backend = os.environ.get("MUJOCO_GL", "")
     if "mujoco" not in sys.modules:
@@ -480,9 +483,32 @@ def fail_to_render(env_id, error):
 
 
 def make_envs(args, run_name):
-    """Make args.num_envs environments; with args.capture_video, record the first one's videos in videos/{run_name}."""
-    videos = f"videos/{file_name(run_name)}" if args.capture_video else None
-    envs = [make_env(args, videos if i == 0 else None) for i in range(args.num_envs)]
-    if len({id(env.env.unwrapped) for env in envs}) < len(envs):
-        fail(f"--num-envs {args.num_envs}: {args.env_id} is one object, however often it is made; leave the flag out")
+    """Make args.num_envs environments; with args.capture_video, record the first one's videos in videos/{run_name}.
+
+    That folder has _1, _2, ... at its end if there is one already, of a run that began in the same second.
+    """
+    videos = _new_folder(f"videos/{file_name(run_name)}") if args.capture_video else None
+    try:
+        with warnings.catch_warnings():  # the folder exists, but is empty
+            warnings.filterwarnings("ignore", ".*Overwriting existing videos")
+            envs = [make_env(args, videos if i == 0 else None) for i in range(args.num_envs)]
+        if len({id(env.env.unwrapped) for env in envs}) < len(envs):
+            fail(f"--num-envs {args.num_envs}: {args.env_id} is one object, however often it is made; leave it out")
+    except SystemExit:
+        if videos:
+            os.removedirs(videos)  # and videos/ if that is empty, too
+        raise
     return envs
+
+
+def _new_folder(path):
+    """Make a new folder `path`, path_1, path_2, ..., and return which; no other run can have made the same."""
+    for n in itertools.count():
+        folder = path + f"_{n}" * (n > 0)
+        try:
+            os.makedirs(folder)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            fail(f"--capture-video: the videos can't be written ({error}); run in another folder, or leave it out")

@@ -533,6 +533,8 @@ FAULTS = [
     ("arguments' last comma makes a tuple", 'hesscale_envs.py', 'envs', ('if value.endswith(","):', 'if False:')),
     ('a key alone for an error', 'hesscale_envs.py', 'envs', ('repr(error) if isinstance(error, KeyError) else ', '')),
     ('advice on a module of another', 'hesscale_envs.py', 'envs', (' and re.split("[.:]", env_id)[0] == cause.name', '')),
+    ('videos of two runs in one folder', 'hesscale_envs.py', 'envs', ('            os.makedirs(folder)\n', '            os.makedirs(folder, exist_ok=True)\n')),
+    ('a folder of videos of a run that never was', 'hesscale_envs.py', 'envs', ('os.removedirs(videos)', 'pass')),
     ('slots are not saved', 'hesscale_state.py', 'envs', ('return dict(getattr(value, "__dict__", {})) | slots', 'return dict(getattr(value, "__dict__", {}))')),
     ('slots are not restored', 'hesscale_state.py', 'envs', ('object.__setattr__(thing, name, contents[name])', 'pass')),
 ]

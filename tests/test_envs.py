@@ -103,7 +103,8 @@ def test_discrete_actions_start_where_the_space_starts():
 
 
 @pytest.mark.parametrize("capture_video, recorded", [(True, ["videos/a_run", None, None]), (False, [None] * 3)])
-def test_the_first_of_several_environments_records_videos(monkeypatch, capture_video, recorded):
+def test_the_first_of_several_environments_records_videos(monkeypatch, tmp_path, capture_video, recorded):
+    monkeypatch.chdir(tmp_path)
     folders = []
 
     def toggle(args, video_folder):
@@ -456,6 +457,28 @@ def test_videos_of_other_environments_have_no_such_camera(monkeypatch, tmp_path)
     make_env(args_of("toy_envs:Film-v0"), tmp_path / "a")
     make_env(args_of("toy_envs:Film-v0"))
     assert asked == [None]
+
+
+def test_runs_of_the_same_second_do_not_overwrite_each_others_videos(tmp_path, monkeypatch, recwarn):
+    monkeypatch.chdir(tmp_path)
+    args = args_of("toy_envs:Film-v0", num_envs=1, capture_video=True)
+    folders = [make_envs(args, "a_run")[0].env.video_folder for _ in range(3)]
+    assert folders == [str(tmp_path / "videos" / name) for name in ("a_run", "a_run_1", "a_run_2")]
+    assert not recwarn.list
+    args.env_kwargs = "colour=red"
+    with pytest.raises(SystemExit, match="colour"):
+        make_envs(args, "a_run")
+    assert len(os.listdir("videos")) == 3  # what can't be made leaves no folder
+
+
+def test_videos_that_can_not_be_written_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "videos").write_text("")
+    expected = r"^error: --capture-video: the videos can't be written \(\[Errno .*videos/a_run'\); run in"
+    with pytest.raises(SystemExit, match=expected):
+        make_envs(args_of("toy_envs:Film-v0", num_envs=1, capture_video=True), "a_run")
+    with pytest.raises(SystemExit, match=expected):
+        make_env(args_of("toy_envs:Film-v0"), "videos/a_run")
 
 
 def test_a_way_of_rendering_must_be_the_one_that_videos_need(tmp_path):
