@@ -38,8 +38,8 @@ def check_shapes(shape, **arrays):
     for name, array in arrays.items():
         if array.shape != shape:
             raise ValueError(f"{name} has shape {list(array.shape)}; expected {list(shape)}")
-        if 0 in shape:  # a mean over nothing
-            raise ValueError(f"{name} is empty, of shape {list(shape)}; give at least one sample")
+    if 0 in shape:  # a mean over nothing
+        raise ValueError(f"{next(iter(arrays))} is empty, of shape {list(shape)}; give at least one sample")
 
 
 def numpy_computes(tensor):
