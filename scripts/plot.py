@@ -327,7 +327,7 @@ def markdown(rows, args, total_timesteps):
             text = short(change) + f" ({short(least)} to {short(most)})" * (least == least)
             cells.append((f"**{text}**" if least > 0 else text) * (change == change))
         lines.append(f"| {' | '.join(cells)} |")
-    for env_id in CLEANRL if total_timesteps == {1_000_000} else ():
+    for env_id in CLEANRL if total_timesteps == {1_000_000} and not args.evaluations else ():
         if ((rows["agent"] == "ppo") & (rows["env_id"] == env_id)).any():
             lines.append(f"| PPO, {env_id} | CleanRL's PPO | 3 | {CLEANRL[env_id]} | | | |")
     return "\n".join(lines) + "\n"

@@ -349,6 +349,9 @@ def test_cleanrls_returns_stand_where_its_steps_are_matched(runs, tmp_path):
     draw(tmp_path, "table", where="total_timesteps == 1000000")
     assert cell(tmp_path, "PPO, Hopper-v4", "CleanRL's PPO") == "2383 ± 676"  # t(0.975, 2) * 272 / sqrt(3)
     assert "Walker2d" not in (tmp_path / "out/p_table.md").read_text()
+    evaluate(path, (0, 0.0), (1_000_000, 1.0))
+    draw(tmp_path, "table", where="total_timesteps == 1000000", evaluations=True)  # CleanRL's are of training
+    assert "CleanRL" not in (tmp_path / "out/p_table.md").read_text()
     a2c = make_run(runs, flat(1.0), env_id="Walker2d-v4", agent="a2c", total=1_000_000)
     change(a2c, total_timesteps=1_000_000)
     draw(tmp_path, "table", where="total_timesteps == 1000000")
