@@ -205,6 +205,7 @@ def draw_aggregate(rows, baseline):
             axis.set(yticks=range(len(names)), yticklabels=names.values(), ylim=(len(names) - 0.5, -0.5))
         axes[0].set(title=label(agent) + f", {same}" * bool(same), xlabel="interquartile mean score")
         axes[1].set(xlim=(-0.05, 1.05), yticklabels=[], xlabel=f"P(better than\n{baseline})")
+        axes[1].set_visible("probability of improvement" in {*of_agent["quantity"]})  # not without the baseline
         axes[1].axvline(0.5, color=COLORS["grey"], linewidth=0.8, zorder=0)
         axes[2].set(ylim=(-0.03, 1.03), xlabel="score", ylabel="runs above")
     figure.suptitle(f"{anchors(baseline)}; 95% bootstrap intervals")

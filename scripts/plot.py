@@ -14,7 +14,8 @@ their differences from the baseline, in bold where the 95% interval of a differe
 Where an optimizer has several step sizes, curves, table and aggregate show, for each agent and environment, the one
 with the best mean final return in the grid's tables with `selection = true`, whose seeds are reported nowhere else. A
 score is 0 for an untrained policy (the mean return in the first 1% of all runs; of evaluations, the mean of those at
-step 0) and 1 for the baseline there. A run that diverged counts as untrained.
+step 0) and 1 for the baseline there, or for the best series where Adam is not drawn and no other baseline is given. A
+run that diverged counts as untrained.
 """
 
 import glob
@@ -187,14 +188,18 @@ def prepare(rows, args):
         same = "the best step sizes are shown on the seeds that they are chosen on, and look better"
         print(f"warning: {same}", file=sys.stderr)
     drawn = report[shown]
-    base = drawn[drawn["series"] == args.baseline] if args.baseline in {*drawn["series"]} else drawn
+    base = drawn[drawn["series"] == args.baseline]
+    if not len(base) and args.baseline != Args.baseline:
+        there = "; ".join(sorted({*drawn["series"]}, key=order))
+        fail(f"--baseline {args.baseline}: no such series; there are {there}")
+    useless = f"{args.baseline} is missing there or" if len(base) else "the best series is"
+    base = base if len(base) else drawn
     tops = base.groupby([*PANEL, "series"])[[*RETURNS]].mean().groupby(PANEL).max()
     report = report.join(tops.add_suffix("_top"), on=PANEL)
     for name in RETURNS:
         span = report[f"{name}_top"] - report["untrained"]
         report[f"{name}_score"] = ((report[name] - report["untrained"]) / span).where(span > 0, 0.0)
-    useless = f"{args.baseline} is missing there or no better than an untrained policy"
-    warn(report[~(span > 0)], f"its score counts as 0, for {useless}")
+    warn(report[~(span > 0)], f"its score counts as 0, for {useless} no better than an untrained policy")
     return report, report.loc[drawn.index]
 
 
@@ -341,6 +346,7 @@ def main(args):
         fail(f"--out {args.out}: {folder} is not a folder that can be written to")
     report, drawn = prepare(choose(args), args)
     drawing.plt.rcParams |= drawing.RC
+    baseline = label(args.baseline) if args.baseline in {*drawn["series"]} else "the best series in each environment"
     several = report.groupby([*PANEL, "series"])["learning_rate"].nunique().max() > 1
     if {"step-sizes", "sensitivity"} & {*args.what} and not several:
         fail(f"--what {words(args.what)}: no optimizer was run at more than one step size; make such runs")
@@ -353,7 +359,7 @@ def main(args):
             elif name == "table":
                 drawing.write(f"{prefix}.md", markdown(rows, args, {*drawn["total_timesteps"]}).encode())
             else:
-                figure = getattr(drawing, f"draw_{name.replace('-', '_')}")(rows, label(args.baseline))
+                figure = getattr(drawing, f"draw_{name.replace('-', '_')}")(rows, baseline)
                 drawing.write_figure(prefix, figure)
             if len(rows):
                 write_csv(f"{prefix}.csv", rows.to_dict("records"))

@@ -361,6 +361,8 @@ FAULTS = [
     ('study: bold below zero', 'scripts/plot.py', 'study', ('if least > 0 else text', 'if most > 0 else text')),
     ('study: bold by the value', 'scripts/plot.py', 'study', ('if least > 0 else text', 'if change > 0 else text')),
     ('study: difference the other way round', 'scripts/plot.py', 'study', ('both = (samples(part, column), samples(base, column))', 'both = (samples(base, column), samples(part, column))')),
+    ('study: a baseline that is not drawn', 'scripts/plot.py', 'study', ('if not len(base) and args.baseline != Args.baseline:', 'if False:')),
+    ('study: 1 is the baseline, drawn or not', 'scripts/plot.py', 'study', (' if args.baseline in {*drawn["series"]} else "the best series in each environment"', '')),
     ('study: scores over all of raw returns', 'scripts/plot.py', 'study', ('else f"{name}_score"', 'else name')),
     ('study: mean return of the last bins', 'scripts/reading.py', 'study', ('np.nanmean(curve))', 'np.nanmean(curve[50:]))')),
     ('study: final return of all episodes', 'scripts/reading.py', 'study', ('np.mean(returns[-LAST:])', 'np.mean(returns)')),

@@ -340,6 +340,38 @@ def test_a_score_is_0_for_an_untrained_policy_and_1_for_the_baseline(runs, tmp_p
     assert number(tmp_path, "table", "diverged", series="sgd", env_id="Hopper-v4") == 1
 
 
+def notes(monkeypatch):
+    """What the pictures that are drawn from now on say above and below their panels, as a list that grows."""
+    found = []
+
+    def keep(prefix, figure):
+        found.extend([figure.get_suptitle(), *(legend.get_title().get_text() for legend in figure.legends)])
+        found.extend(axis.get_xlabel() for axis in figure.axes if axis.get_visible())
+        drawing.plt.close(figure)
+
+    monkeypatch.setattr(drawing, "write_figure", keep)
+    return found
+
+
+def test_a_picture_says_whose_score_is_1(runs, tmp_path, capsys, monkeypatch):
+    """The baseline's; or, where the default one is not drawn, the best series' in each environment."""
+    make_all(runs, SWEPT)
+    options = dict(choose_on_reported=True, pictures=True)
+    said = notes(monkeypatch)
+    draw(tmp_path, "step-sizes", "aggregate", **options)
+    assert len([text for text in said if "score: 0 untrained, 1 Adam at its best step size; 95% " in text]) == 2
+    assert "P(better than\nAdam)" in said
+    with pytest.raises(SystemExit, match="--baseline nope: no such series; there are adam; adahesscale"):
+        draw(tmp_path, baseline="nope", **options)
+    make_all(runs, {("Hopper-v4", "sgd", 1e-3): (110, 110), ("Ant-v4", "sgd", 1e-3): (9, 9)})
+    said.clear()
+    draw(tmp_path, "aggregate", "table", where="optimizer != 'adam'", **options)
+    assert "score: 0 untrained, 1 the best series in each environment at its best step size; 95% bootstrap" in said[0]
+    scores = {row["series"]: float(row["final"]) for row in rows(tmp_path, "table", env_id="all, score")}
+    assert scores == pytest.approx({"adahesscale": (1 + 6 / 9) / 2, "sgd": (0.5 + 1) / 2}, rel=1e-4)
+    assert "counts as 0" not in capsys.readouterr().err and not [text for text in said if "better than" in text]
+
+
 def test_cleanrls_returns_stand_where_its_steps_are_matched(runs, tmp_path):
     make_run(runs, flat(1.0), env_id="Hopper-v4")
     draw(tmp_path, "table")
