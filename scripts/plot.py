@@ -102,18 +102,21 @@ def choose(args):
         )
         print(warning, file=sys.stderr)
     rows = rows[rows["key"].isin(cells.keys())] if cells else rows
+    if not len(rows):
+        fail(f"--runs {words(args.runs)}: has none of these runs; make some, as scripts/sweep.sh quick does")
     known = [cells.get(key) for key in rows["key"]]
     rows = rows.assign(selection=[bool(c and c.selection) for c in known], name=[c.name if c else "" for c in known])
     by = [name.replace("-", "_") for name in args.by]
     if unknown := {*by} - {*rows.columns}:
         fail(f"--by {words(unknown)}: no run has such a flag")
     if args.where:
+        number = len(rows)
         try:
             rows = rows.query(args.where)
         except Exception as error:  # whatever the expression raises
             fail(f"--where {args.where}: {error}; it is a condition as \"optimizer == 'adam'\"")
-    if not len(rows):
-        fail(f"--runs {words(args.runs)}: has none of these runs; make some, as scripts/sweep.sh quick does")
+        if not len(rows):
+            fail(f"--where {args.where}: is true of none of the {number} runs; give another condition, or leave it out")
     about = {*COLUMNS, *ABOUT, *by, "source", "damage", "selection", "name"} - {"total_timesteps"}
     for name in [column for column in rows.columns if column not in about]:
         same = ["agent", "selection"] if name == "total_timesteps" else ["agent", "selection", "name"]
@@ -144,6 +147,8 @@ def choose(args):
     warn(rows[rows["damage"] != ""], f"damaged ({'; '.join(sorted({*rows['damage']} - {''}))})")
     versions = Counter(str(v.get("mujoco")) for v in rows["versions"])
     warn(rows if len(versions) > 1 else rows[:0], f"of several versions of MuJoCo ({words(versions)})")
+    if not drawn.any() and args.evaluations:
+        fail("--evaluations: none of the runs was evaluated as it trained yet; make runs with --eval-interval")
     if not drawn.any():
         fail("none of the runs has got as far as the end of an episode; let them go on, or make others")
     return rows[drawn].reset_index(drop=True)

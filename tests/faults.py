@@ -363,6 +363,8 @@ FAULTS = [
     ('study: difference the other way round', 'scripts/plot.py', 'study', ('both = (samples(part, column), samples(base, column))', 'both = (samples(base, column), samples(part, column))')),
     ('study: a baseline that is not drawn', 'scripts/plot.py', 'study', ('if not len(base) and args.baseline != Args.baseline:', 'if False:')),
     ('study: 1 is the baseline, drawn or not', 'scripts/plot.py', 'study', (' if args.baseline in {*drawn["series"]} else "the best series in each environment"', '')),
+    ('study: --where of nothing', 'scripts/plot.py', 'study', ('        if not len(rows):\n            fail(f"--where', '        if False:\n            fail(f"--where')),
+    ('study: no evaluations are no episodes', 'scripts/plot.py', 'study', ('if not drawn.any() and args.evaluations:', 'if False:')),
     ('study: scores over all of raw returns', 'scripts/plot.py', 'study', ('else f"{name}_score"', 'else name')),
     ('study: mean return of the last bins', 'scripts/reading.py', 'study', ('np.nanmean(curve))', 'np.nanmean(curve[50:]))')),
     ('study: final return of all episodes', 'scripts/reading.py', 'study', ('np.mean(returns[-LAST:])', 'np.mean(returns)')),

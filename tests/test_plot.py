@@ -717,14 +717,17 @@ def test_unknown_optimizers_and_agents_of_ones_own_are_drawn(runs, tmp_path):
 def test_what_can_not_be_drawn_is_one_line(runs, tmp_path, capsys):
     (tmp_path / "grid.toml").write_text(GRID)
     grids = (str(tmp_path / "grid.toml"),)
-    assert "has none of these runs; make some" in fails(tmp_path, capsys)
+    assert "has none of these runs; make some" in fails(tmp_path, capsys, where="optimizer == 'adam'", by=("delta",))
     make_run(runs, flat(1.0), env_id="Ant-v4")
     assert "has none of these runs; make some" in fails(tmp_path, capsys, grids=grids)
     assert "there is no such grid file" in fails(tmp_path, capsys, grids=("studdy",))
     assert "--where optimizr == 'adam': name 'optimizr' is not defined" in fails(
         tmp_path, capsys, where="optimizr == 'adam'"
     )
-    assert "has none of these runs" in fails(tmp_path, capsys, where="optimizer == 'adma'")
+    line = fails(tmp_path, capsys, where="optimizer == 'adma'")
+    assert "--where optimizer == 'adma': is true of none of the 1 runs; give another condition" in line
+    line = fails(tmp_path, capsys, evaluations=True)
+    assert "--evaluations: none of the runs was evaluated as it trained yet; make runs with --eval-interval" in line
     assert "--by detla: no run has such a flag" in fails(tmp_path, capsys, by=("detla",))
     assert "--what step-sizes: no optimizer was run at more than one" in fails(tmp_path, capsys, "step-sizes")
     make_run(runs, flat(1.0), env_id="Ant-v4", total=20_000, seed=2)
