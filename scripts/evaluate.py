@@ -8,9 +8,12 @@ Without a display, set MUJOCO_GL=egl or osmesa for a video.
 """
 
 import argparse
+import contextlib
+import itertools
 import os
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -42,12 +45,28 @@ class Args:
     seed: int = 1
     """seed of the environment and of the actions"""
     capture_video: bool = False
-    """whether to record the episodes into videos/"""
+    """whether to record the episodes into a new folder in videos/"""
 
 
 def describe(obs_dim, action_dim, discrete):
     """Return the sizes of observations and actions in words."""
     return f"observations [{obs_dim}] and {f'{action_dim} choices' if discrete else f'actions [{action_dim}]'}"
+
+
+def make_video_folder(path):
+    """Make a folder in videos/ that is named after the agent at `path` and holds no other's videos; return its path."""
+    folder, name = os.path.split(os.path.abspath(path))
+    if os.path.isfile(path) and os.path.isfile(f"{folder}/status.json"):  # of a run, as others have such a file
+        name = f"{os.path.basename(folder)}__{name}"
+    for n in itertools.count():
+        videos = f"videos/{name.removesuffix('.pt')}__evaluation" + f"_{n}" * (n > 0)
+        try:
+            os.makedirs(videos)
+            return videos
+        except FileExistsError:
+            pass
+        except OSError as error:
+            fail(f"--capture-video: {error}")
 
 
 def main(args):
@@ -60,7 +79,17 @@ def main(args):
     if not 0 <= args.seed < 2**32:
         fail(f"--seed {args.seed}: must be in [0, 2^32)")
     check_extras(args)
-    model = load_model(args.path)
+    model, videos = load_model(args.path), make_video_folder(args.path) if args.capture_video else None
+    try:
+        play(args, model, videos)
+    finally:
+        if videos:
+            with contextlib.suppress(OSError):  # it is not empty
+                os.rmdir(videos)
+
+
+def play(args, model, videos):
+    """Play the episodes, record them into the empty folder `videos` unless it is None, and print what came of them."""
     parameters = model["agent"]
     weights = [p for name, p in parameters.items() if name.startswith("actor.") and name.endswith(".weight")]
     if not weights:
@@ -71,12 +100,11 @@ def main(args):
     env_kwargs = args.env_kwargs
     if env_kwargs is None:  # another environment has other arguments
         env_kwargs = model["env_kwargs"] if env_id == model["env_id"] else ""
-    name = os.path.basename(os.path.abspath(args.path)).removesuffix(".pt")
-    videos = f"videos/{name}__evaluation" if args.capture_video else None
     options = argparse.Namespace(
         env_id=env_id, env_kwargs=env_kwargs, gamma=1.0, norm_obs=model["norm_obs"], norm_reward=False,
         time_feature=model["time_feature"],
     )  # fmt: skip
+    warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # gymnasium's, of any folder that is there
     env = make_env(options, videos, video_trigger=lambda episode: True)
     found = env.obs_dim, env.action_dim, env.discrete
     if found != trained_on:

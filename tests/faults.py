@@ -419,6 +419,8 @@ FAULTS = [
     ('arm: picture upside down', 'experiments/ur_reacher.py', 'arm', ('picture[::-1].round()', 'picture.round()')),
     ('playing: --sample without samples', 'scripts/evaluate.py', 'playing', ('rng if args.sample else None', 'None')),
     ('playing: each episode the first', 'scripts/evaluate.py', 'playing', ('args.seed if episode == 0 else None', 'args.seed')),
+    ('playing: videos replace others', 'scripts/evaluate.py', 'playing', ('f"_{n}" * (n > 0)', '""'), ('os.makedirs(videos)', 'os.makedirs(videos, exist_ok=True)')),
+    ("playing: videos of all runs' agents in one folder", 'scripts/evaluate.py', 'playing', ('name = f"{os.path.basename(folder)}__{name}"', 'pass')),
     ('playing: the wrong episode', 'scripts/evaluate.py', 'playing', ('{len(returns) + 1}: {so_far}', '{len(returns)}: {so_far}')),
     ('collapse: divergence the other way round', 'hesscale_utils.py', 'stability', ('policy_before.kl(policy)', 'policy.kl(policy_before)')),
     ('collapse: policy before taken after', 'ppo_hesscale.py', 'stability', ('stability_figures(agent, policy_before,', 'stability_figures(agent, agent.policy(agent.to_net(batch.obs)),')),

@@ -3,6 +3,7 @@
 import glob
 import os
 import sys
+import warnings
 from dataclasses import asdict, make_dataclass
 from types import SimpleNamespace
 
@@ -403,6 +404,29 @@ def test_a_model_that_cannot_play_is_one_line_before_anything_is_made(model, mon
 def test_without_a_model_it_says_what_is_missing():
     assert error_of(evaluate.main, evaluate.Args()).startswith("PATH is missing: give a run's folder")
     assert error_of(plot.main, plot.Args()).startswith("--out is missing: must be how the files' names begin")
+
+
+def test_no_video_replaces_another(train, capsys):
+    """Neither of the same agent, nor of another run's, whose file has the same name."""
+    folders = [
+        train(ppo_hesscale, *PENDULUM, "--env-id", "toy_envs:Film-v0", "--save-model", "--seed", s) for s in "12"
+    ]
+    os.replace(f"{folders[0]}/ppo_hesscale.pt", "alone.pt")
+    paths = "alone.pt", "alone.pt", folders[1], folders[1], f"{folders[1]}/ppo_hesscale.pt"
+    name = os.path.basename(folders[1])
+    names = "alone", "alone", name, name, f"{name}__ppo_hesscale"
+    made = [f"videos/{n}__evaluation{end}" for n, end in zip(names, ("", "_1", "", "_1", ""), strict=True)]
+    for path, folder in zip(paths, made, strict=True):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*Overwriting existing videos")
+            evaluate.main(evaluate.Args(path, episodes=2, max_steps=3, capture_video=True))
+        assert capsys.readouterr().out.endswith(f"; videos in {folder}\n")
+        assert sorted(os.listdir(folder)) == ["rl-video-episode-0.mp4", "rl-video-episode-1.mp4"]
+    error_of(evaluate.main, evaluate.Args("alone.pt", capture_video=True, env_id="CartPole-v1"))
+    assert sorted(glob.glob("videos/*")) == sorted(made)  # what fails leaves none
+    os.rename("videos", "kept")
+    open("videos", "w").close()
+    assert error_of(evaluate.main, evaluate.Args("alone.pt", capture_video=True)).startswith("--capture-video: ")
 
 
 # ---- rendering ---------------------------------------------------------------------------------------------
