@@ -18,6 +18,7 @@ from pathlib import Path
 
 import tyro
 from done import DONE
+from ending import quiet_end
 from grid import read_cells
 from reading import COLUMNS, ROOT, pd, read_archive, read_runs
 
@@ -66,4 +67,5 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(parse_args(Args))
+    with quiet_end():
+        main(parse_args(Args))

@@ -21,7 +21,10 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+from ending import quiet_end
+
 from hesscale_envs import EnvironmentFailed, make_env, play_episode
 from hesscale_run import load_model
 from hesscale_utils import check_extras, fail, limit_threads, parse_args
@@ -126,25 +129,33 @@ def play(args, model, videos):
             so_far = f"return {env.episode_return:.1f}, {env.episode_length:,} steps so far"
             print(f"episode {len(returns) + 1}: {so_far}, at most {args.max_steps:,}", flush=True)
 
-    for episode in range(args.episodes):
-        seed = args.seed if episode == 0 else None
-        done = play_episode(agent, env, seed, rng if args.sample else None, args.max_steps, tell)
-        returns.append(env.episode_return)
-        lengths.append(env.episode_length)
-        cut_off += not done
-        end = "" if done else f", cut off by --max-steps {args.max_steps}"
-        print(f"episode {episode + 1}: return {returns[-1]:.1f}, {lengths[-1]} steps{end}", flush=True)
+    interrupt = None
+    try:
+        for episode in range(args.episodes):
+            seed = args.seed if episode == 0 else None
+            done = play_episode(agent, env, seed, rng if args.sample else None, args.max_steps, tell)
+            returns.append(env.episode_return)
+            lengths.append(env.episode_length)
+            cut_off += not done
+            end = "" if done else f", cut off by --max-steps {args.max_steps}"
+            print(f"episode {episode + 1}: return {returns[-1]:.1f}, {lengths[-1]} steps{end}", flush=True)
+    except KeyboardInterrupt as error:  # what was played until then counts
+        interrupt = error
     env.close()
-    print(
-        f"{env_id}, {args.episodes} episodes, {'sampled' if args.sample else 'most likely'} actions: "
-        f"return {np.mean(returns):.1f} ± {np.std(returns):.1f}, {np.mean(lengths):.0f} steps"
-        + (f"; {cut_off} cut off by --max-steps {args.max_steps}" if cut_off else "")
-        + (f"; videos in {videos}" if videos else "")
-    )
+    if returns:
+        print(
+            f"{env_id}, {len(returns)} episodes, {'sampled' if args.sample else 'most likely'} actions: "
+            f"return {np.mean(returns):.1f} ± {np.std(returns):.1f}, {np.mean(lengths):.0f} steps"
+            + (f"; {cut_off} cut off by --max-steps {args.max_steps}" if cut_off else "")
+            + (f"; videos in {videos}" if videos else "")
+        )
+    if interrupt:
+        raise interrupt
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args(Args))
-    except EnvironmentFailed as error:
-        fail(error)
+    with quiet_end():
+        try:
+            main(parse_args(Args))
+        except EnvironmentFailed as error:
+            fail(error)

@@ -33,6 +33,7 @@ import numpy as np
 import stats
 import tyro
 from drawing import label, order
+from ending import quiet_end
 from grid import ABOUT, read_cells
 from reading import BINS, COLUMNS, pd, read_all  # which checks that pandas is there
 from tables import write_csv
@@ -372,4 +373,5 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(parse_args(Args))
+    with quiet_end():
+        main(parse_args(Args))

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -99,7 +100,8 @@ def read_runs(folders, wanted=lambda key, state: True):
     jobs = [(key, *run) for key, run in found.items() if wanted(key, run[0])]
     if not jobs:
         return pd.DataFrame(columns=[*COLUMNS, "source", "damage"])
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(jobs))) as pool:
+    end = signal.signal, (signal.SIGINT, signal.SIG_DFL)  # Ctrl-C comes to each process; a traceback of one is enough
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(jobs)), None, *end) as pool:
         rows = pool.map(read_run, *zip(*jobs, strict=True), chunksize=4)
         return pd.DataFrame(list(tqdm(rows, "reading", len(jobs), unit=" runs", disable=None)))
 

@@ -35,6 +35,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from done import DONE, duration, estimate, find_runs, read_archives
+from ending import quiet_end
 from grid import known_grids, load_agent, read_tables
 from slurm import queued, submit
 
@@ -276,4 +277,5 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with quiet_end():
+        sys.exit(main())

@@ -1,7 +1,11 @@
 """What the programs say: the command line's errors whole and in one line, notes, and files of other machines."""
 
+import contextlib
 import glob
 import os
+import re
+import signal
+import subprocess
 import sys
 import warnings
 from dataclasses import asdict, make_dataclass
@@ -13,6 +17,8 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from test_plot import flat, make_run
+from test_runs import wait_for
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import evaluate
@@ -427,6 +433,63 @@ def test_no_video_replaces_another(train, capsys):
     os.rename("videos", "kept")
     open("videos", "w").close()
     assert error_of(evaluate.main, evaluate.Args("alone.pt", capture_video=True)).startswith("--capture-video: ")
+
+
+# ---- the end -----------------------------------------------------------------------------------------------
+
+WALKER = "agents/walker2d.pt"
+
+
+def begin(script, *flags, **options):
+    """Start a script in the folder of the tests' run, with a terminal that can write ASCII alone."""
+    command, environment = [sys.executable, ROOT / "scripts" / script, *flags], {"PYTHONIOENCODING": "ascii"}
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) | options
+    return subprocess.Popen([*map(str, command)], env=os.environ | environment, **options)
+
+
+@pytest.mark.parametrize(
+    "script, flags",
+    [
+        ("sweep.py", "quick --dry-run --no-archive"),
+        ("evaluate.py", f"{ROOT / WALKER} --episodes 3 --max-steps 2"),
+        ("plot.py", "--out p --what table"),
+    ],
+)
+def test_output_that_nobody_reads_is_no_traceback(tmp_path, script, flags):
+    make_run(tmp_path / "runs", flat(1.0))
+    reads, writes = os.pipe()
+    os.close(reads)
+    process = begin(script, *flags.split(), stdout=writes, cwd=tmp_path)
+    os.close(writes)
+    assert process.communicate()[1] == "" and process.returncode == 141
+
+
+def test_an_interrupted_evaluation_says_what_it_has_played():
+    process = begin("evaluate.py", ROOT / WALKER, "--episodes", 10**6, "--max-steps", 2)
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    *told, last = process.stdout.read().splitlines()
+    number = int(re.match(r"Walker2d-v4, (\d+) episodes, most likely actions: return \S+ \? ", last)[1])
+    assert number - len(told) in (1, 2)  # the first was read before, and the interrupt may come before a line
+    assert process.communicate()[1] == "" and process.returncode == 130
+
+
+def test_a_plot_that_is_interrupted_as_it_reads_is_no_traceback(tmp_path):
+    (events,) = make_run(tmp_path / "runs", flat(1.0)).glob("events*")
+    events.unlink()
+    os.mkfifo(events)  # whoever reads it waits for a writer
+    process = begin("plot.py", "--out", "p", cwd=tmp_path)
+    writer = []
+
+    def is_read():
+        with contextlib.suppress(OSError):  # nobody reads it yet
+            writer.append(os.open(events, os.O_WRONLY | os.O_NONBLOCK))
+        return writer
+
+    wait_for(is_read, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.communicate() == ("", "") and process.returncode == 130
+    os.close(*writer)
 
 
 # ---- rendering ---------------------------------------------------------------------------------------------
