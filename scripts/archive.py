@@ -20,7 +20,7 @@ import tyro
 from done import DONE
 from ending import quiet_end
 from grid import read_cells
-from reading import COLUMNS, ROOT, pd, read_archive, read_runs
+from reading import COLUMNS, ROOT, check_folders, pd, read_archive, read_runs
 
 from hesscale_run import write_atomically
 from hesscale_utils import fail, parse_args
@@ -53,6 +53,7 @@ class Args:
 def main(args):
     if not args.study or Path(args.study).name != args.study or args.study.startswith("."):
         fail(f"STUDY {args.study!r}: must be the name of a folder in results/")
+    check_folders(args)
     path, cells = f"{ROOT}/results/{args.study}/runs.csv.gz", read_cells(args.grids or (args.study,))
     before = read_archive(path) if os.path.exists(path) else pd.DataFrame(columns=COLUMNS)
     wanted = cells.keys() - set(before["key"])
@@ -62,6 +63,10 @@ def main(args):
         rows = rows[rows["damage"] == ""]
     if len(rows):
         write_archive(path, pd.concat([table[COLUMNS] for table in (before, rows) if len(table)]))
+    if not len(before) + len(rows):
+        return print(
+            f"no archive is made: {' '.join(args.runs)} has none of the grid's {len(cells)} runs ended and whole"
+        )
     missing = len(wanted - set(rows["key"]))
     print(f"{path}: {len(before)} runs before, {len(rows)} added, {missing} of the grid's {len(cells)} missing")
 

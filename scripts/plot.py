@@ -35,7 +35,7 @@ import tyro
 from drawing import label, order
 from ending import quiet_end
 from grid import ABOUT, read_cells
-from reading import BINS, COLUMNS, pd, read_all  # which checks that pandas is there
+from reading import BINS, COLUMNS, check_folders, pd, read_all  # which checks that pandas is there
 from tables import write_csv
 
 from hesscale_utils import fail, parse_args
@@ -92,9 +92,7 @@ def warn(rows, text):
 
 def choose(args):
     """Return the runs that are asked for, with the columns `series` and `selection`."""
-    for folder in args.runs:
-        if not os.path.isdir(folder) and args.runs != Args.runs:
-            fail(f"--runs {folder}: there is no such folder; name one that holds runs' folders, as runs")
+    check_folders(args)
     cells = read_cells(args.grids) if args.grids else {}
     rows = read_all(args.runs, sorted(glob.glob(done.ARCHIVES)) if cells else [])
     if missing := len(cells.keys() - set(rows["key"])):

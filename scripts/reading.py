@@ -94,6 +94,13 @@ def read_run(key, state, folder, status):
     return dict(zip(COLUMNS, row, strict=True)) | {"source": folder, "damage": damage}
 
 
+def check_folders(args):
+    """End the program with one line if a folder of --runs is not there; the default one is when the first run is."""
+    for folder in args.runs:
+        if not os.path.isdir(folder) and args.runs != type(args).runs:
+            fail(f"--runs {folder}: there is no such folder; name one that holds runs' folders, as runs")
+
+
 def read_runs(folders, wanted=lambda key, state: True):
     """Return the runs in `folders` that are `wanted` as a table; of two with a key that of the earlier folder."""
     found = {key: run for folder in reversed(folders) for key, run in find_runs(f"{glob.escape(folder)}/*").items()}

@@ -132,6 +132,17 @@ def test_a_study_is_the_name_of_a_folder(study, name):
         archive.main(archive.Args(name))
 
 
+def test_without_an_ended_run_no_archive_is_made_or_named(study, capsys):
+    make(study, 1, state="interrupted")
+    add(study)
+    assert (
+        capsys.readouterr().out == f"no archive is made: {study}/runs has none of the grid's 4 runs ended and whole\n"
+    )
+    assert not (study / "results").exists()
+    with pytest.raises(SystemExit, match=r"--runs nodir: there is no such folder; name one that holds"):
+        archive.main(archive.Args("mine", ("grid.toml",), ("runs", "nodir")))
+
+
 def test_a_damaged_archive_is_one_line_and_stays(study):
     make(study, 1)
     path = study / "results/mine/runs.csv.gz"
