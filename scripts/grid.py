@@ -24,13 +24,15 @@ ABOUT = ("seed", "env_id", "total_timesteps", "optimizer", "learning_rate")
 class Cell(NamedTuple):
     """A run of the grid: the script's path, its arguments with the step size that it will have, and its table's words.
 
-    `selection` is the seed's role, and `name` what plots call its settings beside the optimizer.
+    `selection` is the seed's role, and `name` what plots call its settings beside the optimizer. `differ` are the flags
+    that have several values in its grid, for its words.
     """
 
     script: str
     args: Any
     selection: bool = False
     name: str = ""
+    differ: tuple = ()
 
     @property
     def key(self):
@@ -49,7 +51,8 @@ class Cell(NamedTuple):
 
     def __str__(self):
         a = self.args
-        return f"{agent_name(self.script)} {a.env_id} {a.optimizer} {a.learning_rate:g} seed {a.seed}"
+        words = f"{agent_name(self.script)} {a.env_id} {a.optimizer} {a.learning_rate:g} seed {a.seed}"
+        return words + "".join(f", {name} {getattr(a, name)!r}" for name in self.differ)
 
 
 def agent_name(script):
@@ -92,11 +95,14 @@ def read_grid(name):
     tables = content.pop("grid", None)
     if content or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables) or not tables:
         fail(f"{name}: must consist of [[grid]] tables" + "".join(f", not of {key}" for key in content))
-    return [{key: v if isinstance(v, list) else [v] for key, v in table.items()} for table in tables]
+    for table in tables:
+        if twice := [key for key in table if key.replace("-", "_") != key and key.replace("-", "_") in table]:
+            fail(f"{name}: {twice[0]}: is there with _ too; name a flag once")
+    return [{k.replace("-", "_"): v if isinstance(v, list) else [v] for k, v in t.items()} for t in tables]
 
 
 def convert(flag, value, kind):
-    """A flag's value as one of type `kind`: TOML has no tuples, and may write a float without a point."""
+    """A flag's value as one of type `kind`: TOML has no tuples, and may write 1 for 1.0 and 1e6 for 1_000_000."""
     kinds = get_args(kind) or (kind,)
     wanted = " or ".join(k.__name__ for k in kinds if k is not type(None))
     if get_origin(kind) is tuple:
@@ -107,6 +113,8 @@ def convert(flag, value, kind):
         return value
     elif type(value) is int and float in kinds:
         return float(value)
+    elif type(value) is float and int in kinds and value.is_integer():
+        return int(value)
     fail(f"{flag} {value!r}: must be of type {wanted}")
 
 
@@ -167,7 +175,12 @@ def read_tables(names, given=None):
                 if same.selection != cell.selection:
                     fail(f"{name}: {cell} is for selection and for the report too; choose on seeds of their own")
                 tables[-1][cell.key] = same
-    return tables
+    cells, differ = list(known.values()), {}
+    for script in {cell.script for cell in cells}:
+        of_script = [vars(cell.args) for cell in cells if cell.script == script]
+        unsaid = of_script[0].keys() - {*ABOUT} | {"total_timesteps"}  # the rest is in all words
+        differ[script] = tuple(n for n in sorted(unsaid) if len({args[n] for args in of_script}) > 1)
+    return [{key: cell._replace(differ=differ[cell.script]) for key, cell in table.items()} for table in tables]
 
 
 def read_cells(names, given=None):

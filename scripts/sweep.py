@@ -242,7 +242,10 @@ def main():
         fail(f"an empty grid: name a grid file ({known_grids()}), or give --agent, --env-id, --optimizer, --seed, ...")
     tables = read_tables(args.grids, given)
     cells = {key: cell for table in tables for key, cell in table.items()}
+    number = len(cells)
     cells = dict(list(cells.items())[slice(*args.cells or (None,))])
+    if not cells:
+        fail(f"--cells {args.cells[0]} {args.cells[1]}: takes none; the grid has {number} cells, the first is 0")
     for one in {(c.args.env_id, getattr(c.args, "env_kwargs", "")): c.args for c in cells.values()}.values():
         make_env(one).close()
 

@@ -551,6 +551,7 @@ def test_no_advice_on_mujoco_where_it_is_not_used(mujoco_without_library, monkey
     [
         (["quick", "--cells", "5", "1"], "--cells 5 1: takes none; give the first, from 0, and the last + 1"),
         (["quick", "--cells", "-2", "1"], "--cells -2 1: takes none"),
+        (["quick", "--cells", "100", "200"], "--cells 100 200: takes none; the grid has 12 cells, the first is 0"),
         ([""], "'': there is no such grid file"),
         (["quick", "--exp-name", "a/b"], "--exp-name a/b: it names the model's file"),
         (["quick", "--seed"], "--seed has no values"),

@@ -132,6 +132,23 @@ def test_pairs_are_the_same_cells_from_a_file_and_a_command_line(tmp_path, monke
     assert [json.dumps(json.loads(key)[1]["betas"]) for key in keys] == [json.dumps(pair) for pair in betas]
 
 
+def test_a_file_may_write_flags_and_whole_numbers_as_the_command_line_does(tmp_path):
+    (tmp_path / "grid.toml").write_text(f"{GRID}env-id = 'Ant-v4'\ntotal-timesteps = 1e6\nseed = [1, 2.0]\n")
+    cells = read_cells([str(tmp_path / "grid.toml")])
+    values = {"agent": ["ppo"], "env_id": ["Ant-v4"], "total_timesteps": [1_000_000], "seed": [1, 2]}
+    assert [*cells] == [*read_cells([], values)]
+
+
+def test_a_cells_words_tell_it_from_all_others_of_its_grid():
+    given = {"delta": [1e-8, 1e-5], "env_kwargs": ["", "x=1"], "num_steps": [64, 128], "total_timesteps": [128, 256]}
+    words = [str(cell) for cell in read_cells([], given | {"agent": ["a2c"], "norm_obs": [False]}).values()]
+    assert len({*words}) == 16
+    assert words[0].endswith(" seed 1, delta 1e-08, env_kwargs '', num_steps 64, total_timesteps 128")
+    assert all(
+        str(cell).endswith(f" seed {cell.args.seed}") for cell in read_cells(["quick"]).values()
+    )  # of two agents
+
+
 def test_written_cells_are_read_as_they_were(tmp_path):
     cells = read_cells([], UNUSUAL | {"agent": ["ppo"]})
     write_cells(tmp_path / "cells.toml", cells.values())
@@ -163,6 +180,9 @@ def test_written_cells_are_read_as_they_were(tmp_path):
         (GRID + "seeds = [1]", "grid.toml", "grid.toml: --seeds: is not a flag that a sweep of ppo_hesscale.py can"),
         (GRID + "resume = 'auto'", "grid.toml", "grid.toml: --resume: is not a flag that a sweep of"),
         (GRID + "seed = [1, '2']", "grid.toml", "grid.toml: --seed '2': must be of type int"),
+        (GRID + "seed = [1, 1.0]", "grid.toml", "grid.toml: --seed 1 1: names a value twice"),
+        (GRID + "seed = [1, 1.5]", "grid.toml", "grid.toml: --seed 1.5: must be of type int"),
+        (GRID + "num-envs = 1\nnum_envs = 2", "grid.toml", "num-envs: is there with _ too; name a flag once"),
         (GRID + "norm_obs = 1", "grid.toml", "grid.toml: --norm-obs 1: must be of type bool"),
         (GRID + "betas = 0.9", "grid.toml", "grid.toml: --betas [0.9]: must be of type tuple[float, float]"),
         (GRID + "betas = [0.9, 0.9, 0.9]", "grid.toml", "--betas [0.9, 0.9, 0.9]: must be of type tuple[float, float]"),
