@@ -441,8 +441,9 @@ WALKER = "agents/walker2d.pt"
 
 
 def begin(script, *flags, **options):
-    """Start a script in the folder of the tests' run, with a terminal that can write ASCII alone."""
-    command, environment = [sys.executable, ROOT / "scripts" / script, *flags], {"PYTHONIOENCODING": "ascii"}
+    """Start a script with pipes, which hold back its output as usual, in which it can write ASCII alone."""
+    command = [sys.executable, ROOT / "scripts" / script, *flags]
+    environment = {"PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": ""}
     options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) | options
     return subprocess.Popen([*map(str, command)], env=os.environ | environment, **options)
 
@@ -453,10 +454,11 @@ def begin(script, *flags, **options):
         ("sweep.py", "quick --dry-run --no-archive"),
         ("evaluate.py", f"{ROOT / WALKER} --episodes 3 --max-steps 2"),
         ("plot.py", "--out p --what table"),
+        ("archive.py", "mine quick"),
     ],
 )
 def test_output_that_nobody_reads_is_no_traceback(tmp_path, script, flags):
-    make_run(tmp_path / "runs", flat(1.0))
+    make_run(tmp_path / "runs", flat(1.0, start=0.0))
     reads, writes = os.pipe()
     os.close(reads)
     process = begin(script, *flags.split(), stdout=writes, cwd=tmp_path)
@@ -475,6 +477,7 @@ def test_an_interrupted_evaluation_says_what_it_has_played():
 
 
 def test_a_plot_that_is_interrupted_as_it_reads_is_no_traceback(tmp_path):
+    make_run(tmp_path / "runs", flat(1.0), seed=2)  # so that a second process waits
     (events,) = make_run(tmp_path / "runs", flat(1.0)).glob("events*")
     events.unlink()
     os.mkfifo(events)  # whoever reads it waits for a writer
