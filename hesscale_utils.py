@@ -49,6 +49,21 @@ def printing():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+@contextlib.contextmanager
+def quiet_end():
+    """A context that ends the program without a traceback: with status 130 at Ctrl-C, and 141 where no one reads on."""
+    try:
+        try:
+            yield
+        finally:
+            print(end="", flush=True)  # what is left fails here, and not in the interpreter's end
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it fails again
+        sys.exit(141)
+
+
 def parse_args(args_class):
     """Parse the command line into the dataclass `args_class`; end the program with one line if it can't be read.
 

@@ -18,12 +18,11 @@ from pathlib import Path
 
 import tyro
 from done import DONE
-from ending import quiet_end
 from grid import read_cells
 from reading import COLUMNS, ROOT, check_folders, pd, read_archive, read_runs
 
 from hesscale_run import write_atomically
-from hesscale_utils import fail, parse_args
+from hesscale_utils import fail, parse_args, quiet_end
 
 
 def write_archive(path, rows):

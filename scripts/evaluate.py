@@ -21,13 +21,10 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-from ending import quiet_end
-
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hesscale_envs import EnvironmentFailed, make_env, play_episode
 from hesscale_run import load_model
-from hesscale_utils import check_extras, fail, limit_threads, parse_args
+from hesscale_utils import check_extras, fail, limit_threads, parse_args, quiet_end
 from ppo_hesscale import Agent  # a2c_hesscale.py's is the same
 
 

@@ -33,12 +33,11 @@ import numpy as np
 import stats
 import tyro
 from drawing import label, order
-from ending import quiet_end
 from grid import ABOUT, read_cells
 from reading import BINS, COLUMNS, check_folders, pd, read_all  # which checks that pandas is there
 from tables import write_csv
 
-from hesscale_utils import fail, parse_args
+from hesscale_utils import fail, parse_args, quiet_end
 
 # CleanRL's PPO after 1M steps, with its own settings: mean and 95% t interval over 3 seeds of the last 100 training
 # episodes (docs.cleanrl.dev, benchmark of ppo_continuous_action.py)

@@ -35,13 +35,12 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from done import DONE, duration, estimate, find_runs, read_archives
-from ending import quiet_end
 from grid import known_grids, load_agent, read_tables
 from slurm import queued, submit
 
 from hesscale_envs import make_env
 from hesscale_run import DIVERGED, INTERRUPTED, SIGNALS, folders_like, lock_file
-from hesscale_utils import fail, parse_args
+from hesscale_utils import fail, parse_args, quiet_end
 
 
 def cores():
