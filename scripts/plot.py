@@ -317,23 +317,50 @@ def table_rows(report, drawn, args):
     return tabulate(rows, ["agent", "place", "series"], numbers).rename(columns={"place": "env_id"})
 
 
+def in_words(row, name):
+    """Return a return ± half its 95% interval, and its difference from the baseline with the ends of the interval.
+
+    They are "" where there is none; their numbers have equal decimals, because they are compared.
+    """
+    columns = *estimate("abc", name), *estimate("abc", f"{name}_difference")
+    value, low, _, change, least, most = (row[column] for column in columns)
+    size = max([x for x in (abs(value), value - low) if 0 < x < math.inf], default=1)
+    scale = math.floor(math.log10(size))
+    decimals = max(0, 2 - scale - (scale < 0))
+    short = lambda x: f"{round(x, decimals) + 0.0:.{decimals}f}"  # noqa: E731, no "-0"
+    difference = short(change) + f" ({short(least)} to {short(most)})" * (least == least)
+    return short(value) + f" ± {short(value - low)}" * (low == low), difference * (change == change)
+
+
+def overview(rows, baseline):
+    """Return the final returns of table_rows as Markdown, a line for each series and a column for each environment."""
+    lines = []
+    for agent, part in rows.groupby("agent", sort=False):
+        head = dict.fromkeys(part["env_id"], "")
+        head |= {f"less {baseline}'s": ""} if "all, score" in head else {}
+        lines += [f"| {' | '.join([f'{label(agent)}, final return', *head])} |", "| --- " * (1 + len(head)) + "|"]
+        for series, found in sorted(part.groupby("series"), key=lambda group: order(group[0])):
+            cells = dict(head)
+            for row in found.to_dict("records"):
+                text, difference = in_words(row, "final")
+                cells[row["env_id"]] = f"**{text}**" if row["final_difference_low"] > 0 else text
+                if row["env_id"] == "all, score":
+                    cells[f"less {baseline}'s"] = difference
+            lines.append(f"| {' | '.join([label(series), *cells.values()])} |")
+        lines.append("")
+    return lines
+
+
 def markdown(rows, args, total_timesteps):
-    """Return table_rows as Markdown: value ± half its 95% interval, and the difference with the interval's ends."""
-    head = ["environment", "optimizer", "runs"] + [f"{t} | less {label(args.baseline)}'s" for t in RETURNS.values()]
-    lines = [f"| {' | '.join(head)} |", "| --- " * (len(head) + len(RETURNS)) + "|"]
+    """Return table_rows as Markdown: the overview of final returns, and then all, with differences."""
+    baseline = label(args.baseline)
+    head = ["environment", "optimizer", "runs"] + [f"{t} | less {baseline}'s" for t in RETURNS.values()]
+    lines = [*overview(rows, baseline), f"| {' | '.join(head)} |", "| --- " * (len(head) + len(RETURNS)) + "|"]
     for row in rows.to_dict("records"):
         cells = [f"{label(row['agent'])}, {row['env_id']}", label(row["series"]), str(row["runs"])]
         for name in RETURNS:
-            value, low, _, change, least, most = (
-                row[n] for n in (*estimate("abc", name), *estimate("abc", f"{name}_difference"))
-            )
-            size = max([x for x in (abs(value), value - low) if 0 < x < math.inf], default=1)
-            scale = math.floor(math.log10(size))
-            decimals = max(0, 2 - scale - (scale < 0))  # for all of a row, whose numbers are compared
-            short = lambda x, decimals=decimals: f"{round(x, decimals) + 0.0:.{decimals}f}"  # noqa: E731, no "-0"
-            cells.append(short(value) + f" ± {short(value - low)}" * (low == low))
-            text = short(change) + f" ({short(least)} to {short(most)})" * (least == least)
-            cells.append((f"**{text}**" if least > 0 else text) * (change == change))
+            text, difference = in_words(row, name)
+            cells += [text, f"**{difference}**" if row[f"{name}_difference_low"] > 0 else difference]
         lines.append(f"| {' | '.join(cells)} |")
     for env_id in CLEANRL if total_timesteps == {1_000_000} and not args.evaluations else ():
         if ((rows["agent"] == "ppo") & (rows["env_id"] == env_id)).any():

@@ -328,6 +328,28 @@ def test_scores_over_all_are_means_of_means_and_have_welchs_interval_too(runs, t
     assert row["runs"] == "6"
 
 
+def test_the_table_begins_with_an_overview_of_each_agent(runs, tmp_path):
+    """A line for each series and a column for each environment; bold is what is clearly above the baseline."""
+    make_all(runs, {("Ant-v4", "adam", 3e-4): (1, 3), ("Hopper-v4", "adam", 3e-4): (10, 10)})
+    make_all(runs, {("Hopper-v4", "sgd", 3e-4): (20, 20)})
+    make_all(runs, {("Ant-v4", "adam", 3e-4): (5,), ("Ant-v4", "sgd", 3e-4): (7,)}, agent="a2c")
+    draw(tmp_path, "table")
+    half = scipy.stats.t.ppf(0.975, 1) * 1  # of a deviation of sqrt(2) over sqrt(2)
+    lines = (tmp_path / "out/p_table.md").read_text().splitlines()
+    assert lines[:9] == [
+        "| A2C, final return | Ant-v4 |",
+        "| --- | --- |",
+        "| SGD | 7.00 |",
+        "| Adam | 5.00 |",
+        "",
+        "| PPO, final return | Ant-v4 | Hopper-v4 | all, score | less Adam's |",
+        "| --- | --- | --- | --- | --- |",
+        "| SGD |  | **20.0 ± 0.0** |  |  |",
+        f"| Adam | 2.0 ± {half:.1f} | 10.0 ± 0.0 | 1.00 ± {half / 4:.2f} |  |",
+    ]
+    assert any(line.startswith("| A2C, Ant-v4 | SGD | 1 | 7.00 | 2.00 |") for line in lines)  # one run is not clear
+
+
 def test_a_score_is_0_for_an_untrained_policy_and_1_for_the_baseline(runs, tmp_path):
     """The mean over the run has its own upper end: that of the baseline's mean return."""
     make_all(runs, {("Hopper-v4", "adam", 3e-4): (-300, -100), ("Ant-v4", "adam", 3e-4): (0, 0)}, untrained=-500.0)
