@@ -3,7 +3,6 @@
 import ast
 import copy
 import inspect
-import itertools
 import math
 import os
 import random
@@ -15,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 import hesscale_state
-from hesscale_utils import fail, file_name, from_plain, to_plain
+from hesscale_utils import fail, file_name, from_plain, new_folder, to_plain
 
 
 class EnvironmentFailed(Exception):
@@ -487,7 +486,10 @@ def make_envs(args, run_name):
 
     That folder has _1, _2, ... at its end if there is one already, of a run that began in the same second.
     """
-    videos = _new_folder(f"videos/{file_name(run_name)}") if args.capture_video else None
+    try:
+        videos = new_folder(f"videos/{file_name(run_name)}") if args.capture_video else None
+    except OSError as error:
+        fail(f"--capture-video: the videos can't be written ({error}); run in another folder, or leave it out")
     try:
         with warnings.catch_warnings():  # the folder exists, but is empty
             warnings.filterwarnings("ignore", ".*Overwriting existing videos")
@@ -499,16 +501,3 @@ def make_envs(args, run_name):
             os.removedirs(videos)  # and videos/ if that is empty, too
         raise
     return envs
-
-
-def _new_folder(path):
-    """Make a new folder `path`, path_1, path_2, ..., and return which; no other run can have made the same."""
-    for n in itertools.count():
-        folder = path + f"_{n}" * (n > 0)
-        try:
-            os.makedirs(folder)
-            return folder
-        except FileExistsError:
-            continue
-        except OSError as error:
-            fail(f"--capture-video: the videos can't be written ({error}); run in another folder, or leave it out")

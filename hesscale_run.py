@@ -33,7 +33,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from hesscale_envs import ActionNotFinite, EnvironmentFailed, make_env, play_episode, warnings_of
-from hesscale_utils import fail, file_name, from_plain, plain_switches, printing, to_plain
+from hesscale_utils import fail, file_name, from_plain, new_folder, plain_switches, printing, to_plain
 
 # exit statuses besides 0, which is for a finished run
 ERROR, DIVERGED, INTERRUPTED = 1, 3, 75  # 75 is EX_TEMPFAIL of sysexits.h: run it again
@@ -628,15 +628,10 @@ class Run:
         self.start_time = self.last_line = time.perf_counter()
 
     def _make_folder(self):
-        for n in range(1000):
-            folder = f"runs/{file_name(self.run_name)}" + f"_{n}" * (n > 0)
-            try:
-                os.makedirs(folder)
-                return folder
-            except FileExistsError:
-                continue
-            except OSError as error:
-                fail(f"the run folder can't be made: {error}")
+        try:
+            return new_folder(f"runs/{file_name(self.run_name)}")
+        except OSError as error:
+            fail(f"the run folder can't be made: {error}")
 
     def _start_wandb(self):
         import wandb

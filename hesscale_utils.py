@@ -4,6 +4,7 @@ import contextlib
 import decimal
 import importlib.util
 import io
+import itertools
 import math
 import os
 import re
@@ -46,7 +47,11 @@ def printing():
         sys.stdout.flush()
     except OSError:
         with contextlib.suppress(OSError, ValueError):  # a stdout without a descriptor
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _print_to_nowhere()
+
+
+def _print_to_nowhere():
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -60,7 +65,7 @@ def quiet_end():
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # of `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it fails again
+        _print_to_nowhere()  # or it fails again
         sys.exit(141)
 
 
@@ -252,6 +257,20 @@ def check_args(args):
 def file_name(text, instead="-"):
     """Return `text` as a name for a file or folder: what Windows or another system forbids there becomes `instead`."""
     return re.sub(r'[<>:"/\\|?*\x00-\x1f]', instead, text)
+
+
+def new_folder(path):
+    """Make a new folder `path`, path_1, path_2, ..., and return which; no other process can have made the same.
+
+    Raises OSError if it can't be made.
+    """
+    for n in itertools.count():
+        folder = path + f"_{n}" * (n > 0)
+        try:
+            os.makedirs(folder)
+            return folder
+        except FileExistsError:
+            continue
 
 
 def check_installed(package, user, requirements):

@@ -9,7 +9,6 @@ Without a display, set MUJOCO_GL=egl or osmesa for a video.
 
 import argparse
 import contextlib
-import itertools
 import os
 import sys
 import time
@@ -24,7 +23,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hesscale_envs import EnvironmentFailed, make_env, play_episode
 from hesscale_run import load_model
-from hesscale_utils import check_extras, fail, limit_threads, parse_args, quiet_end
+from hesscale_utils import check_extras, fail, limit_threads, new_folder, parse_args, quiet_end
 from ppo_hesscale import Agent  # a2c_hesscale.py's is the same
 
 
@@ -58,15 +57,10 @@ def make_video_folder(path):
     folder, name = os.path.split(os.path.abspath(path))
     if os.path.isfile(path) and os.path.isfile(f"{folder}/status.json"):  # of a run, as others have such a file
         name = f"{os.path.basename(folder)}__{name}"
-    for n in itertools.count():
-        videos = f"videos/{name.removesuffix('.pt')}__evaluation" + f"_{n}" * (n > 0)
-        try:
-            os.makedirs(videos)
-            return videos
-        except FileExistsError:
-            pass
-        except OSError as error:
-            fail(f"--capture-video: {error}")
+    try:
+        return new_folder(f"videos/{name.removesuffix('.pt')}__evaluation")
+    except OSError as error:
+        fail(f"--capture-video: {error}")
 
 
 def main(args):
