@@ -330,9 +330,9 @@ def model(train):
 
 def test_an_endless_episode_is_cut_off(model, capsys, monkeypatch):
     path, _ = model
-    gym.register("Endless-v0", lambda: gym.make("Pendulum-v1", max_episode_steps=1000))
+    gym.register("LongPendulum-v0", lambda: gym.make("Pendulum-v1", max_episode_steps=1000))
     capsys.readouterr()
-    evaluate.main(evaluate.Args(path, env_id="Endless-v0", episodes=2, max_steps=300))
+    evaluate.main(evaluate.Args(path, env_id="LongPendulum-v0", episodes=2, max_steps=300))
     first, second, last = capsys.readouterr().out.splitlines()
     for n, line in ((1, first), (2, second)):
         assert line.startswith(f"episode {n}: return -") and line.endswith(", 300 steps, cut off by --max-steps 300")
