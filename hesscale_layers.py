@@ -66,11 +66,11 @@ def squared_vjp(layer, squares, x, wanted, h):
 
 def elementwise(layer, x, out, g, h, gauss_newton):
     """Activations f: g <- f' g and h <- f'^2 h + f'' g, of which HesScaleGN drops the last term (Eq. 2, 4)."""
-    second_order = h is not None and not gauss_newton
-    (slope,) = vjp(out, [x], torch.ones_like(out), create_graph=second_order)
-    if h is not None:
-        h = slope.detach() ** 2 * h
-    if second_order and slope.requires_grad:
+    if h is None:
+        return vjp(out, [x], g)[0], None
+    (slope,) = vjp(out, [x], torch.ones_like(out), create_graph=not gauss_newton)
+    h = slope.detach() ** 2 * h
+    if slope.requires_grad:  # not ReLU's, nor without create_graph
         h = h + vjp(slope, [x], torch.ones_like(slope))[0] * g
     return slope.detach() * g, h
 

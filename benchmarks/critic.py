@@ -38,6 +38,7 @@ REFERENCE = "torch autograd, torch.optim.Adam"
 OURS = ("adam", "adahesscalegn", "adahesscale", "scaled-adahesscale", "adahessian")
 LR = 1e-12  # so small that the networks do not change
 TOLERANCE = 1e-4  # of differences from ours, relative to the largest entry; those of rounding are about 1e-6
+torch.backends.cudnn.allow_tf32 = False  # a GPU's convolutions in float32 too: with TF32 they differ by 1e-3
 AUTHORS = "https://github.com/mohmdelsayed/HesScale"
 
 

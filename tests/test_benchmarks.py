@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from test_runs import run_script
 
@@ -51,6 +52,13 @@ def test_the_benchmarks_run_and_quick_keeps_no_table(tmp_path, script):
         assert text in done.stdout
     assert not list(tmp_path.iterdir())
     assert {path: path.read_bytes() for path in (ROOT / "results").rglob("*.*") if path.is_file()} == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_the_convolutions_run_on_a_gpu_and_agree_with_autograd(tmp_path):
+    done = tool(tmp_path, ROOT / "benchmarks/convolutions.py", "--quick", "--cuda", *PEERS)
+    assert done.returncode == 0, done.stderr
+    assert "torch.optim.Adam: gradient as ours" in done.stdout and f" on {torch.cuda.get_device_name()}" in done.stdout
 
 
 @pytest.mark.parametrize("script", ["critic.py", "convolutions.py", "sb3_run.py"])

@@ -80,6 +80,10 @@ def check(model, x, gauss_newton=False):
     out = net(x)
     grad, hess = torch.randn_like(out.detach()), torch.randn_like(out.detach())
     expected = torch.autograd.grad(out, list(model.parameters()), grad, retain_graph=True)
+    net.backward(grad, None)
+    for p, g in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, g)
+        assert p.hess is None
     net.backward(grad, hess, gauss_newton)
     for p, g, (literal_g, literal_h) in zip(
         net.parameters(), expected, literal(model, x, grad, hess, gauss_newton), strict=True

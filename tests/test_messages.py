@@ -267,6 +267,7 @@ def interrupted(train, agent, monkeypatch, *words):
 @both
 @pytest.mark.parametrize("optimizer, gpus", [("scaled-adahesscale", 0), ("adahessian", 0), ("adam", 1)])
 def test_a_checkpoint_of_a_gpu_goes_on_without_one(train, agent, optimizer, gpus, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     words = [*PENDULUM, "--optimizer", optimizer, "--cuda", "--save-model"]
     words += ["--num-minibatches", 2, "--update-epochs", 2] if agent is ppo_hesscale else []
     expected = hesscale_run.load_model(train(agent, *words))["agent"]
@@ -294,6 +295,20 @@ def test_a_checkpoint_of_a_gpu_goes_on_without_one(train, agent, optimizer, gpus
     assert captured.out.count("note: --cuda: torch finds no GPU here") == 1 and not captured.err
     found = hesscale_run.load_model(folder)["agent"]
     assert all(found[name].equal(p) for name, p in expected.items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@both
+@pytest.mark.parametrize("optimizer", ["adam", "scaled-adahesscale", "adahessian"])
+def test_a_gpus_run_is_the_cpus_but_for_rounding_and_goes_on(train, agent, optimizer, monkeypatch):
+    words = [*PENDULUM, "--optimizer", optimizer, "--save-model"]
+    on_cpu, whole = (hesscale_run.load_model(train(agent, *words, *cuda))["agent"] for cuda in ([], ["--cuda"]))
+    if optimizer != "adahessian":  # its random vectors are the device's
+        for name, p in on_cpu.items():
+            torch.testing.assert_close(whole[name], p, rtol=1e-3, atol=1e-4)
+    folder = interrupted(train, agent, monkeypatch, *words, "--cuda")
+    train(agent, "--resume", folder)
+    assert all(p.equal(whole[name]) for name, p in hesscale_run.load_model(folder)["agent"].items())
 
 
 def test_a_saved_model_needs_no_gpu_to_be_read(train, monkeypatch):
