@@ -189,7 +189,7 @@ stack = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stack, st.integers(1, 3), st.booleans(), st.integers(0, 99))
 def test_random_stacks(stack, batch, gauss_newton, seed):
     torch.manual_seed(seed)

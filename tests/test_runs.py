@@ -160,7 +160,7 @@ def kills_survived(tmp_path, agent, env_id, kills, steps):
 
 @pytest.mark.parametrize("env_id, agent", [("Hopper-v4", "ppo"), ("CartPole-v1", "a2c")])
 def test_a_killed_run_goes_on_to_the_same_end(tmp_path, agent, env_id):
-    assert kills_survived(tmp_path, agent, env_id, 1, 12_288) == 1
+    assert kills_survived(tmp_path, agent, env_id, 1, 8192) == 1
 
 
 @pytest.mark.long
@@ -191,7 +191,7 @@ def test_a_run_goes_on_bit_for_bit_from_each_of_its_checkpoints(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     if agent == "a2c":
         flags = flags.replace("--desired-kl 0.01", "").replace("--reset-step", "")  # PPO's alone
-    flags = [*flags.split(), "--num-steps", "64", "--total-timesteps", "1536", "--checkpoint-interval", "300"]
+    flags = [*flags.split(), "--num-steps", "64", "--total-timesteps", "1536", "--checkpoint-interval", "500"]
     parse = lambda *more: args_of(agent, *flags, *more)  # noqa: E731
     kept = []
     write = hesscale_run.write_atomically
@@ -593,11 +593,10 @@ def test_a_run_that_can_not_begin_leaves_no_handlers_behind(tmp_path, monkeypatc
     assert hesscale_run.lock("runs/a_run") is not None
 
 
-@both
-def test_a_reader_that_goes_away_ends_no_run(tmp_path, agent):
+def test_a_reader_that_goes_away_ends_no_run(tmp_path):
     """Ctrl-C on `python ppo_hesscale.py | tee log` ends tee, too."""
     process = start(
-        tmp_path, agent, *DRIFT, "--env-id", "toy_envs:Slow-v0", "--total-timesteps", 10**6, "--checkpoint-interval", 1
+        tmp_path, "ppo", *DRIFT, "--env-id", "toy_envs:Slow-v0", "--total-timesteps", 10**6, "--checkpoint-interval", 1
     )
     process.stdout.close()
     process.stderr.close()
