@@ -97,6 +97,8 @@ class Args:
     """radius of the trust region of the scaled optimizers (Algorithm 3)"""
     critic_ggn: bool = False
     """toggles the exact Gauss-Newton diagonal as the critic's curvature, in place of HesScale's"""
+    adam_log_std: bool = False
+    """toggles Adam's second moment for a parameter log_std, its squared gradient, in AdaHesScale and its variants"""
     state_std: bool = False
     """toggles a network of its own for the Gaussian policy's standard deviation, obs -> 64 tanh -> action"""
     orthogonal_init: bool = True
@@ -165,7 +167,7 @@ class Agent(nn.Module):
             return (output + noise).argmax(-1)  # the largest of logits + Gumbel noise is a sample of the softmax
         return output + (noise * np.exp(to_numpy(self.actor_std(obs))) if self.state_std else noise)
 
-    def backward(self, pg, v, needs_hess, gauss_newton, critic_ggn=False):
+    def backward(self, pg, v, needs_hess, gauss_newton, critic_ggn=False, adam_log_std=False):
         """Carry the derivatives of policy loss and value loss from the networks' outputs to every parameter."""
         if not needs_hess:
             pg, v = pg._replace(hess=None, hess_log_std=None), v._replace(hess=None)
@@ -173,7 +175,8 @@ class Agent(nn.Module):
             self.actor.backward(pg.grad, pg.hess, gauss_newton)
             self.actor_std.backward(pg.grad_log_std, pg.hess_log_std, gauss_newton)
         else:
-            self.actor.backward(pg.grad, pg.hess, gauss_newton, pg.grad_log_std, pg.hess_log_std)
+            hess_log_std = pg.grad_log_std if adam_log_std else pg.hess_log_std
+            self.actor.backward(pg.grad, pg.hess, gauss_newton, pg.grad_log_std, hess_log_std)
         self.critic.backward(v.grad, v.hess, "exact" if critic_ggn else gauss_newton)
 
 
@@ -233,6 +236,7 @@ def update(args, agent, optimizers, batch, history, global_step):
     # the rollout's own values come from the forward pass that the update goes back through
     optimizer, num_envs = optimizers["actor"], args.num_envs
     by_autograd, gauss_newton = optimizer.curvature == "Hutchinson", optimizer.curvature == "HesScaleGN"
+    adam_log_std = args.adam_log_std and optimizer.second_moment == "hess"
     parameters = [p for o in optimizers.values() for p in o.param_groups[0]["params"]]
     to_batch = partial(torch.as_tensor, device=parameters[0].device) if by_autograd else agent.to_net
     following = to_numpy(agent.critic(agent.to_net(batch.following_obs)))[:, 0]
@@ -260,7 +264,7 @@ def update(args, agent, optimizers, batch, history, global_step):
     if by_autograd:
         hutchinson(pg.loss + v.loss, agent.parameters())  # no parameter is in both
     else:
-        agent.backward(pg, v, optimizer.needs_hess, gauss_newton, args.critic_ggn)
+        agent.backward(pg, v, optimizer.needs_hess, gauss_newton, args.critic_ggn, adam_log_std)
     if args.max_grad_norm is not None:
         nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
     for o in optimizers.values():

@@ -35,7 +35,7 @@ TESTS = {
 # name, files, which tests, and pairs of a text and its replacement
 # fmt: off
 FAULTS = [
-    ('gn actor gets plain HesScale', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('self.actor.backward(pg.grad, pg.hess, gauss_newton, pg.grad_log_std, pg.hess_log_std)', 'self.actor.backward(pg.grad, pg.hess, False, pg.grad_log_std, pg.hess_log_std)')),
+    ('gn actor gets plain HesScale', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('self.actor.backward(pg.grad, pg.hess, gauss_newton, pg.grad_log_std, hess_log_std)', 'self.actor.backward(pg.grad, pg.hess, False, pg.grad_log_std, hess_log_std)')),
     ('gn actor plain (state_std)', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('self.actor.backward(pg.grad, pg.hess, gauss_newton)', 'self.actor.backward(pg.grad, pg.hess, False)')),
     ('gn actor_std plain', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('self.actor_std.backward(pg.grad_log_std, pg.hess_log_std, gauss_newton)', 'self.actor_std.backward(pg.grad_log_std, pg.hess_log_std, False)')),
     ('gn critic plain', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('"exact" if critic_ggn else gauss_newton', '"exact" if critic_ggn else False')),
@@ -46,10 +46,12 @@ FAULTS = [
     ('step size adapts without its lower bound', 'ppo_hesscale.py', 'updates', ('max(group["lr"] / 1.5, 1e-6)', 'group["lr"] / 1.5')),
     ('orthogonal weights always', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('if not orthogonal_init:', 'if False:')),
     ('time from 0 to 1', 'hesscale_envs.py', 'updates', ('self.episode_length / self.time_limit - 0.5', 'self.episode_length / self.time_limit')),
-    ('critic_ggn ignored', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('gauss_newton, args.critic_ggn)', 'gauss_newton)')),
+    ('adam_log_std ignored', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('pg.grad_log_std if adam_log_std else pg.hess_log_std', 'pg.hess_log_std')),
+    ("adam_log_std in Scaled Adam's trust region", 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('args.adam_log_std and optimizer.second_moment == "hess"', 'args.adam_log_std')),
+    ('critic_ggn ignored', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('gauss_newton, args.critic_ggn, adam_log_std)', 'gauss_newton, False, adam_log_std)')),
     ("the exact diagonal without sigma'", 'hesscale_core.py', 'core', ('                r *= slope\n', '')),
     ('the exact diagonal of h for its root', 'hesscale_core.py', 'core', ('r = xp.sqrt(h) if exact', 'r = h if exact')),
-    ('always gn', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('"HesScaleGN"\n    parameters', '"HesScale"\n    parameters')),
+    ('always gn', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('"HesScaleGN"\n    adam_log_std', '"HesScale"\n    adam_log_std')),
     ('never centred', 'ppo_hesscale.py', 'updates', ('advantages -= advantages.mean(1, keepdims=True)\n', 'pass\n')),
     ('never scaled', 'ppo_hesscale.py', 'updates', ('advantages /= advantages.std(1, ddof=1, keepdims=True) + 1e-8', 'pass')),
     ('ddof 0', 'ppo_hesscale.py', 'updates', ('ddof=1, ', '')),

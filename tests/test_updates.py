@@ -320,6 +320,8 @@ class LiteralAgent:
             hess = {net: self.hesscale(loss, net, curvature == "HesScaleGN") for net in nets}
             if self.args.critic_ggn:
                 hess["critic"] = self.critic_ggn(loss)
+            if self.args.adam_log_std and "adahesscale" in self.args.optimizer and params["actor"][0] is self.log_std:
+                hess["actor"][0] = grad(loss, self.log_std, retain_graph=True)[0]
             grads = grad(loss, everything)
         for p, g in zip(everything, grads, strict=True):
             p.grad = g.detach()
@@ -624,6 +626,18 @@ def test_updates_by_the_critics_exact_gauss_newton_diagonal_are_the_literal_agen
     flags = dict(critic_ggn=True, clip_vloss=True) if agent == "ppo" else dict(critic_ggn=True)
     ours = learn(Ours(agent, arguments(agent, "gaussian", name, **flags)))
     assert_same_learning(ours, literal_learn(agent, "gaussian", name, **flags))
+
+
+@both
+@pytest.mark.parametrize(
+    "policy, name", [*(("gaussian", name) for name in OPTIMIZERS), *((policy, "adahesscale") for policy in POLICIES)]
+)
+def test_updates_with_the_other_second_moment_of_log_std_are_the_literal_agents(agent, policy, name):
+    flags = dict(adam_log_std=not AGENTS[agent].Args.adam_log_std)
+    theirs = literal_learn(agent, policy, name, **flags)
+    assert_same_learning(learn(Ours(agent, arguments(agent, policy, name, **flags))), theirs)
+    same = theirs[0][-1].equal(literal_learn(agent, policy, name)[0][-1])
+    assert same == (policy != "gaussian" or "adahesscale" not in name)
 
 
 @both
