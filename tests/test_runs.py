@@ -191,7 +191,7 @@ def test_a_run_goes_on_bit_for_bit_from_each_of_its_checkpoints(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     if agent == "a2c":
         flags = flags.replace("--desired-kl 0.01", "").replace("--reset-step", "")  # PPO's alone
-    flags = [*flags.split(), "--num-steps", "64", "--total-timesteps", "1536", "--checkpoint-interval", "500"]
+    flags = [*flags.split(), "--num-steps", "64", "--total-timesteps", "1536", "--checkpoint-interval", "384"]
     parse = lambda *more: args_of(agent, *flags, *more)  # noqa: E731
     kept = []
     write = hesscale_run.write_atomically
