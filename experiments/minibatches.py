@@ -176,7 +176,7 @@ def agent_args(name, env_id, seed, args):
     """Return the arguments of an agent's run, of an experiment's `args`."""
     return AGENTS[name].Args(
         env_id=env_id, seed=seed, total_timesteps=args.total_timesteps, optimizer=args.optimizer,
-        learning_rate=args.step_size, checkpoint_interval=0,
+        learning_rate=args.step_size, checkpoint_interval=0, adam_log_std=False,  # as in the paper
     )  # fmt: skip
 
 
