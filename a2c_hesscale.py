@@ -97,7 +97,7 @@ class Args:
     """radius of the trust region of the scaled optimizers (Algorithm 3)"""
     critic_ggn: bool = False
     """toggles the exact Gauss-Newton diagonal as the critic's curvature, in place of HesScale's"""
-    adam_log_std: bool = False
+    adam_log_std: bool = True
     """toggles Adam's second moment for a parameter log_std, its squared gradient, in AdaHesScale and its variants"""
     state_std: bool = False
     """toggles a network of its own for the Gaussian policy's standard deviation, obs -> 64 tanh -> action"""
