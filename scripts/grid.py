@@ -36,7 +36,7 @@ class Cell(NamedTuple):
 
     @property
     def key(self):
-        return identity(os.path.basename(self.script), asdict(self.args))
+        return identity(os.path.basename(self.script), vars(self.args))
 
     def flags(self):
         """The arguments as a command line: what the run is about, and what else is not the script's default."""
@@ -166,15 +166,16 @@ def read_tables(names, given=None):
         for table in [{}] if name is None else read_grid(name):
             tables.append({})
             for cell in expand(table | (given or {}), f"{name}: " if name else ""):
-                same = known.setdefault(cell.key, cell)
-                differ = [k for k, v in asdict(cell.args).items() if v != getattr(same.args, k)]
-                if differ and cell.key in tables[-1]:
+                key = cell.key
+                same = known.setdefault(key, cell)
+                differ = [name for name, value in vars(cell.args).items() if value != getattr(same.args, name)]
+                if differ and key in tables[-1]:
                     fail(f"{name or 'the grid'}: {cell} has two values of {differ[0]}, which do not make two runs")
                 if same.name != cell.name:
                     fail(f"{name}: {cell} has two names, {same.name!r} and {cell.name!r}; give a run one")
                 if same.selection != cell.selection:
                     fail(f"{name}: {cell} is for selection and for the report too; choose on seeds of their own")
-                tables[-1][cell.key] = same
+                tables[-1][key] = same
     cells, differ = list(known.values()), {}
     for script in {cell.script for cell in cells}:
         of_script = [vars(cell.args) for cell in cells if cell.script == script]

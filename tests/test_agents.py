@@ -155,7 +155,7 @@ def test_hopper_leaves_a_readable_event_file_with_every_tag(train, agent, capsys
 @both
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_trains(train, agent, name):
-    flags = "--env-id Hopper-v4 --total-timesteps 1024 --num-steps 256 --save-model --optimizer".split()
+    flags = "--env-id Hopper-v4 --total-timesteps 512 --num-steps 256 --save-model --optimizer".split()
     folder = train(agent, *flags, name)
     scaled, curvature = name.startswith("scaled-"), name not in ("sgd", "adam")
     assert set(scalars(folder)) == TAGS[agent] | (CURVATURE if curvature else set()) | (SCALE if scaled else set())
