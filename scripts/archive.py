@@ -5,7 +5,8 @@
 
 The same command, given again, adds what has ended since; a row that is there stays. A row takes less than a kilobyte
 and has the script and all its arguments (`key`), versions and commit, the state, the final return (mean of the last 50
-episodes), the mean return over the run, the curve in 100 bins, evaluations, and the wall time.
+episodes), the mean return over the run, the curve in 100 bins, evaluations, the wall time, and the policy's entropy at
+the end and median KL.
 """
 
 import io

@@ -9,7 +9,8 @@ PREFIX_step_sizes: score over the step size, where there are several. PREFIX_sen
 beside what is reached (stats.sensitivity). PREFIX_aggregate: interquartile mean, probability of improvement and
 performance profile over all environments (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the
 Statistical Precipice"). PREFIX_table: final return (mean over the last 50 episodes) and mean return over the run, and
-their differences from the baseline, in bold where the 95% interval of a difference is above zero.
+their differences from the baseline, in bold where the 95% interval of a difference is above zero; and, where it is
+known, the policy's entropy (mean over the last 20 points of the log) and KL (losses/approx_kl, median), in nats.
 
 Where an optimizer has several step sizes, curves, table and aggregate show, for each agent and environment, the one
 with the best mean final return in the grid's tables with `selection = true`, whose seeds are reported nowhere else. A
@@ -34,7 +35,7 @@ import stats
 import tyro
 from drawing import label, order
 from grid import ABOUT, read_cells
-from reading import BINS, COLUMNS, check_folders, pd, read_all  # which checks that pandas is there
+from reading import BINS, COLUMNS, POLICY, check_folders, pd, read_all  # which checks that pandas is there
 from tables import write_csv
 
 from hesscale_utils import fail, parse_args, quiet_end
@@ -300,7 +301,9 @@ def aggregate_rows(report, drawn, args):
 
 def table_rows(report, drawn, args):
     """Return final and mean returns in each environment, scores over all, and their differences from the baseline."""
-    rows = with_all(drawn, "series")
+    policy = drawn[POLICY].where(np.isfinite(drawn[POLICY]) & (drawn["state"] != "diverged").to_numpy()[:, None])
+    rows = with_all(drawn.assign(**policy), "series")
+    known = [name for name in POLICY if policy[name].notna().any()]
 
     def numbers(part):
         agent, place, series = part[["agent", "place", "series"]].iloc[0]
@@ -312,7 +315,7 @@ def table_rows(report, drawn, args):
             comparable = len(base) and series != args.baseline
             both = (samples(part, column), samples(base, column)) if comparable else ()
             found |= estimate(stats.difference(*both) if both else [math.nan] * 3, f"{name}_difference")
-        return found
+        return found | {name: part[name].mean() if place in {*drawn["env_id"]} else math.nan for name in known}
 
     return tabulate(rows, ["agent", "place", "series"], numbers).rename(columns={"place": "env_id"})
 
@@ -354,17 +357,20 @@ def overview(rows, baseline):
 def markdown(rows, args, total_timesteps):
     """Return table_rows as Markdown: the overview of final returns, and then all, with differences."""
     baseline = label(args.baseline)
-    head = ["environment", "optimizer", "runs"] + [f"{t} | less {baseline}'s" for t in RETURNS.values()]
-    lines = [*overview(rows, baseline), f"| {' | '.join(head)} |", "| --- " * (len(head) + len(RETURNS)) + "|"]
+    head = ["environment", "optimizer", "runs", *(x for t in RETURNS.values() for x in (t, f"less {baseline}'s"))]
+    known = [name for name in POLICY if name in rows]
+    head += [f"{name}, nats" for name in known]
+    lines = [*overview(rows, baseline), f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for row in rows.to_dict("records"):
         cells = [f"{label(row['agent'])}, {row['env_id']}", label(row["series"]), str(row["runs"])]
         for name in RETURNS:
             text, difference = in_words(row, name)
             cells += [text, f"**{difference}**" if row[f"{name}_difference_low"] > 0 else difference]
+        cells += [f"{row[name]:.2g}" if row[name] == row[name] else "" for name in known]
         lines.append(f"| {' | '.join(cells)} |")
     for env_id in CLEANRL if total_timesteps == {1_000_000} and not args.evaluations else ():
         if ((rows["agent"] == "ppo") & (rows["env_id"] == env_id)).any():
-            lines.append(f"| PPO, {env_id} | CleanRL's PPO | 3 | {CLEANRL[env_id]} | | | |")
+            lines.append(f"| PPO, {env_id} | CleanRL's PPO | 3 | {CLEANRL[env_id]} |{' |' * (len(head) - 4)}")
     return "\n".join(lines) + "\n"
 
 

@@ -24,8 +24,10 @@ from hesscale_utils import check_installed, fail
 check_installed("pandas", f"scripts/{os.path.basename(sys.argv[0])}", "requirements-study.txt")
 import pandas as pd
 
-BINS, LAST = 100, 50
+BINS, LAST, LAST_POINTS = 100, 50, 20
+POLICY = ["entropy", "approx_kl"]  # which archives of before do not have
 COLUMNS = "key state step episodes final_return mean_return seconds start commit versions curve evaluations".split()
+COLUMNS += POLICY
 
 
 def describe(key):
@@ -70,7 +72,8 @@ def read_events(folder):
 def read_run(key, state, folder, status):
     """Return a run's row: COLUMNS, its folder as `source`, and how its event files are damaged ("" if they are not).
 
-    The final return is the mean over the last LAST episodes, the mean return that over the curve's bins.
+    The final return is the mean over the last LAST episodes, the mean return that over the curve's bins; the policy's
+    entropy is the mean over the last LAST_POINTS points of its log, its KL the median over all; both are in nats.
     """
     scalars, last, damage = {}, 0, ""
     try:
@@ -90,7 +93,9 @@ def read_run(key, state, folder, status):
     evaluations = {int(step): float(value) for step, value in evaluated if math.isfinite(value)}
     final, mean = (np.mean(returns[-LAST:]), np.nanmean(curve)) if len(returns) else (math.nan, math.nan)
     row = key, state, status["step"], len(returns), float(final), float(mean), wall_time(state, status)
+    entropy, kl = (scalars.get(f"losses/{name}", np.full((1, 2), math.nan))[:, 1] for name in POLICY)
     row += status["start"], status.get("commit"), status["versions"], curve, evaluations
+    row += float(np.mean(entropy[-LAST_POINTS:])), float(np.median(kl))
     return dict(zip(COLUMNS, row, strict=True)) | {"source": folder, "damage": damage}
 
 
@@ -117,6 +122,7 @@ def read_archive(path):
     """Return an archive as a table of COLUMNS and its path in `source`; end the program if it can't be read."""
     try:
         rows = pd.read_csv(path, dtype={"commit": str}, keep_default_na=False, na_values={c: [""] for c in COLUMNS})
+        rows = rows.assign(**{name: math.nan for name in POLICY if name not in rows})
         rows = rows[COLUMNS].astype({"evaluations": object})
         keys = [json.loads(key) for key in rows["key"]]
         rows["key"] = [identity(script, (defaults(script) or {}) | args) for script, args in keys]

@@ -87,6 +87,24 @@ def test_evaluations_are_kept(study):
     assert table(study)["evaluations"][0] == {5000: 1.5, 10000: 2.5}
 
 
+def test_entropy_and_kl_are_kept_and_an_archive_of_before_them_is_read(study, capsys):
+    signs = {"losses/entropy": [(1000 * k, -float(k)) for k in range(1, 31)], "losses/approx_kl": [(1, 0.5), (2, 0.25)]}
+    make(study, 1, signs=signs)
+    add(study)
+    shutil.rmtree(study / "runs")
+    (row,) = table(study).to_dict("records")
+    assert (row["entropy"], row["approx_kl"]) == (-20.5, 0.375)
+    path = study / "results/mine/runs.csv.gz"
+    before = reading.pd.read_csv(path).drop(columns=reading.POLICY)
+    before.to_csv(path, index=False)
+    (study / "runs").mkdir()
+    make(study, 2, signs=signs)
+    add(study)
+    assert "1 runs before, 1 added" in capsys.readouterr().out
+    shutil.rmtree(study / "runs")
+    assert table(study)["entropy"].isna().tolist() == [True, False]
+
+
 def test_an_archive_loses_its_runs_and_grows(study, capsys):
     for seed in (1, 2):
         make(study, seed)

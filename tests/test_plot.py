@@ -394,6 +394,25 @@ def test_a_picture_says_whose_score_is_1(runs, tmp_path, capsys, monkeypatch):
     assert "counts as 0" not in capsys.readouterr().err and not [text for text in said if "better than" in text]
 
 
+def test_the_table_has_the_policys_entropy_and_kl_of_the_runs_that_have_not_diverged(runs, tmp_path):
+    for seed, state, scale in (1, "finished", 1.0), (2, "finished", 3.0), (3, "diverged", 1e30):
+        entropy = [(100 * k, scale * (k if k > 10 else 1e6)) for k in range(1, 31)]  # mean of the last 20: 20.5
+        kl = [(100 * k, scale * value) for k, value in enumerate((0.5, 0.01, 0.03))]
+        signs = {"losses/entropy": entropy, "losses/approx_kl": kl}
+        make_run(runs, flat(1.0), seed, state=state, signs=signs)
+        make_run(runs, flat(1.0), seed, state=state, agent="a2c", env_id="Ant-v4", signs={"losses/entropy": entropy})
+    make_run(runs, flat(1.0), optimizer="sgd")  # and one that logs neither
+    draw(tmp_path, "table")
+    assert numbers(rows(tmp_path, "table", series="adam", agent="ppo")[0], "entropy", "approx_kl") == [41, 0.06]
+    (row,) = rows(tmp_path, "table", series="adam", agent="a2c")
+    assert float(row["entropy"]) == 41 and row["approx_kl"] == ""
+    (row,) = rows(tmp_path, "table", series="sgd")
+    assert row["entropy"] == row["approx_kl"] == ""
+    assert [cell(tmp_path, "PPO, Hopper-v4", "Adam", column) for column in (-2, -1)] == ["41", "0.06"]
+    draw(tmp_path, "table", where="optimizer == 'sgd'")
+    assert "entropy" not in (tmp_path / "out/p_table.md").read_text() + (tmp_path / "out/p_table.csv").read_text()
+
+
 def test_cleanrls_returns_stand_where_its_steps_are_matched(runs, tmp_path):
     make_run(runs, flat(1.0), env_id="Hopper-v4")
     draw(tmp_path, "table")
