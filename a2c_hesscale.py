@@ -32,6 +32,7 @@ from hesscale_utils import (
     limit_threads,
     make_to_net,
     parse_args,
+    quiet_end,
     to_numpy,
 )
 
@@ -167,7 +168,7 @@ class Agent(nn.Module):
             return (output + noise).argmax(-1)  # the largest of logits + Gumbel noise is a sample of the softmax
         return output + (noise * np.exp(to_numpy(self.actor_std(obs))) if self.state_std else noise)
 
-    def backward(self, pg, v, needs_hess, gauss_newton, critic_ggn=False, adam_log_std=False):
+    def backward(self, pg, v, needs_hess, gauss_newton, critic_ggn=False):
         """Carry the derivatives of policy loss and value loss from the networks' outputs to every parameter."""
         if not needs_hess:
             pg, v = pg._replace(hess=None, hess_log_std=None), v._replace(hess=None)
@@ -175,8 +176,7 @@ class Agent(nn.Module):
             self.actor.backward(pg.grad, pg.hess, gauss_newton)
             self.actor_std.backward(pg.grad_log_std, pg.hess_log_std, gauss_newton)
         else:
-            hess_log_std = pg.grad_log_std if adam_log_std else pg.hess_log_std
-            self.actor.backward(pg.grad, pg.hess, gauss_newton, pg.grad_log_std, hess_log_std)
+            self.actor.backward(pg.grad, pg.hess, gauss_newton, pg.grad_log_std, pg.hess_log_std)
         self.critic.backward(v.grad, v.hess, "exact" if critic_ggn else gauss_newton)
 
 
@@ -236,7 +236,7 @@ def update(args, agent, optimizers, batch, history, global_step):
     # the rollout's own values come from the forward pass that the update goes back through
     optimizer, num_envs = optimizers["actor"], args.num_envs
     by_autograd, gauss_newton = optimizer.curvature == "Hutchinson", optimizer.curvature == "HesScaleGN"
-    adam_log_std = args.adam_log_std and optimizer.second_moment == "hess"
+    adam_log_std = args.adam_log_std and optimizer.second_moment == "hess" and not by_autograd
     parameters = [p for o in optimizers.values() for p in o.param_groups[0]["params"]]
     to_batch = partial(torch.as_tensor, device=parameters[0].device) if by_autograd else agent.to_net
     following = to_numpy(agent.critic(agent.to_net(batch.following_obs)))[:, 0]
@@ -264,9 +264,11 @@ def update(args, agent, optimizers, batch, history, global_step):
     if by_autograd:
         hutchinson(pg.loss + v.loss, agent.parameters())  # no parameter is in both
     else:
-        agent.backward(pg, v, optimizer.needs_hess, gauss_newton, args.critic_ggn, adam_log_std)
+        agent.backward(pg, v, optimizer.needs_hess, gauss_newton, args.critic_ggn)
     if args.max_grad_norm is not None:
         nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+    if adam_log_std and agent.actor.log_std is not None:
+        agent.actor.log_std_hess_from_grad()
     for o in optimizers.values():
         o.update()
 
@@ -307,8 +309,6 @@ def main(args):
     # seeding and env setup
     rng = seed_everything(args.seed, args.torch_deterministic)
     envs = make_envs(args, run_name)
-    if args.state_std and envs[0].discrete:
-        fail(f"--state-std: {args.env_id} has discrete actions, which have no standard deviation; leave it out")
 
     # agent setup: one optimizer, and so one trust region, for the critic and one for all networks of the policy
     # (Algorithm 3); AdaHessian's derivatives are autograd's, of the parameters one by one
@@ -358,4 +358,5 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(parse_args(Args))
+    with quiet_end():
+        main(parse_args(Args))

@@ -136,6 +136,11 @@ class TanhMLP(FlatModule):
             grads[-2][:], hesses[-2][:] = constant(grad_log_std), constant(hess_log_std)
         self.publish(None if not second_order else "GGN" if exact else "HesScaleGN" if gauss_newton else "HesScale")
 
+    def log_std_hess_from_grad(self):
+        """Put log_std's gradient, as it is after clipping, in its .hess, so that its second moment is Adam's."""
+        _, grads, hesses = self.arrays or self.tensors
+        hesses[-2][:] = grads[-2]
+
 
 # ---- 2. Losses: exact derivatives with respect to the network's output (Appendices B and C) ----------------
 #
@@ -339,12 +344,12 @@ class ScaledOptimizer(LightOptimizer):
     def __init__(self, name, params, lr, *, betas=(0.9, 0.999), eps=1e-8, delta=1e-8):
         if name not in OPTIMIZERS:
             raise ValueError(f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}")
-        super().__init__(params, dict(name=name, lr=lr, betas=betas, eps=eps, delta=delta))
+        super().__init__(params, dict(kind=name, lr=lr, betas=betas, eps=eps, delta=delta))
         self.__setstate__({})
 
     def __setstate__(self, state):  # of load_state_dict, copies and pickles
         super().__setstate__(state)
-        self.name = self.param_groups[0]["name"]
+        self.name = self.param_groups[0]["kind"]
         self._kept, self.scaled = KeptArrays(self.name), self.name.startswith("scaled-")
         self.second_moment, self.curvature = KINDS[self.name.removeprefix("scaled-")]
         self.needs_hess = self.scaled or self.second_moment == "hess"
@@ -432,7 +437,11 @@ def hutchinson(loss, params):
     if all(grad.is_leaf and grad.requires_grad for grad in grads):  # autograd's zeros
         raise RuntimeError("the loss depends on none of the parameters: give net.parameters(), not net.flat")
     z = [torch.randint(0, 2, p.shape, device=p.device).to(p.dtype) * 2 - 1 for p in params]
-    products = torch.autograd.grad(grads, params, z, materialize_grads=True)
+    varying = [i for i, grad in enumerate(grads) if grad.requires_grad]  # that of an output's bias may be constant
+    products = map(torch.zeros_like, params)
+    if varying:
+        outputs, vectors = [grads[i] for i in varying], [z[i] for i in varying]
+        products = torch.autograd.grad(outputs, params, vectors, materialize_grads=True)
     for p, grad, z_p, product in zip(params, grads, z, products, strict=True):
         p.grad, p.hess = grad.detach(), z_p * product
         p.hess.curvature = "Hutchinson"

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 import hesscale_state
-from hesscale_utils import fail, file_name, from_plain, new_folder, to_plain
+from hesscale_utils import fail, file_name, from_plain, new_folder, to_plain, warn
 
 
 class EnvironmentFailed(Exception):
@@ -205,7 +205,7 @@ class NormalizedEnv:
         try:
             self.env.close()
         except (Exception, SystemExit) as error:
-            print(f"warning: the environment raised in close: {' '.join(repr(error).split())}", file=sys.stderr)
+            warn(f"the environment raised in close: {error!r}")
 
     def freeze(self, statistics):
         """Normalize observations by the `statistics` of a saved model, and stop updating them."""
@@ -481,6 +481,18 @@ def fail_to_render(env_id, error):
     fail(f"--capture-video: {env_id} can't be rendered ({error}); {advice}")
 
 
+def is_one_object(args, env):
+    """Return whether another environment that is made by `args` would be the object that `env` is made of."""
+    states = random.getstate(), np.random.get_state()
+    other = make_env(args)
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    if other.env.unwrapped is env.env.unwrapped:
+        return True
+    other.close()
+    return False
+
+
 def make_envs(args, run_name):
     """Make args.num_envs environments; with args.capture_video, record the first one's videos in videos/{run_name}.
 
@@ -496,6 +508,10 @@ def make_envs(args, run_name):
             envs = [make_env(args, videos if i == 0 else None) for i in range(args.num_envs)]
         if len({id(env.env.unwrapped) for env in envs}) < len(envs):
             fail(f"--num-envs {args.num_envs}: {args.env_id} is one object, however often it is made; leave it out")
+        if args.state_std and envs[0].discrete:
+            fail(f"--state-std: {args.env_id} has discrete actions, which have no standard deviation; leave it out")
+        if args.eval_interval and is_one_object(args, envs[0]):
+            fail(f"--eval-interval: {args.env_id} is one object, however often it is made; leave it out")
     except SystemExit:
         if videos:
             os.removedirs(videos)  # and videos/ if that is empty, too

@@ -33,7 +33,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from hesscale_envs import ActionNotFinite, EnvironmentFailed, make_env, play_episode, warnings_of
-from hesscale_utils import fail, file_name, from_plain, new_folder, plain_switches, printing, to_plain
+from hesscale_utils import fail, file_name, from_plain, make_rng, new_folder, plain_switches, printing, to_plain, warn
 
 # exit statuses besides 0, which is for a finished run
 ERROR, DIVERGED, INTERRUPTED = 1, 3, 75  # 75 is EX_TEMPFAIL of sysexits.h: run it again
@@ -68,7 +68,7 @@ def seed_everything(seed, torch_deterministic):
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.backends.cudnn.deterministic = torch_deterministic
-    return np.random.default_rng(seed)
+    return make_rng(seed)
 
 
 def start(args, envs, checkpoint, agent, optimizers, rng):
@@ -110,7 +110,7 @@ def start(args, envs, checkpoint, agent, optimizers, rng):
     with printing():
         print("".join(f"note: {note}\n" for note in notes), end="")
     for line in warnings_of(args, envs[0]):
-        print(f"warning: {line}", file=sys.stderr)
+        warn(line)
     return next_obs
 
 
@@ -258,7 +258,7 @@ def read_checkpoint(folder):
             damage.append(f"{name} is damaged ({first_sentence(error)})")
             continue
         if damage:
-            print(f"warning: {damage[0]}; going on from {name}, of step {checkpoint['step']:,}", file=sys.stderr)
+            warn(f"{damage[0]}; going on from {name}, of step {checkpoint['step']:,}")
         return checkpoint
     raise ValueError("; ".join(damage) or "there is no checkpoint")
 
@@ -450,10 +450,7 @@ def load_checkpoint(args, learning_rates):
         fail(f"--resume {folder}: {written}, this one reads format {CHECKPOINT_FORMAT}; use that commit")
     for package, version in status["versions"].items():
         if versions()[package] != version:
-            print(
-                f"warning: {package} was {version} and is {versions()[package]}: the run may end differently",
-                file=sys.stderr,
-            )
+            warn(f"{package} was {version} and is {versions()[package]}: the run may end differently")
     defaults = type(args)()
     words = {word.partition("=")[0].replace("_", "-") for word in plain_switches(type(args), sys.argv[1:])}
     for name, stored in (asdict(defaults) | checkpoint["args"]).items():
@@ -584,7 +581,7 @@ class Run:
         if signum == signal.SIGINT and self.signal is not None:
             os._exit(128 + signum)  # at once, whatever is under way
         self.signal = signum
-        with printing():
+        with contextlib.suppress(RuntimeError), printing():  # a print under way may be what the signal has interrupted
             print(f"\n{signal.Signals(signum).name}: the update under way ends first, and a checkpoint is written")
 
     def _open(self, cleanup):

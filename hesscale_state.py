@@ -17,6 +17,12 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+# modules of what draws; pygame's others have what games keep their positions in, as Rect and Vector2
+DRAWING = (
+    "pygame.surface.", "pygame.font.", "pygame.freetype.", "pygame.time.", "pygame.mixer.", "pygame.display.",
+    "OpenGL.", "glfw.", "gymnasium.envs.mujoco.mujoco_rendering.", "gymnasium.envs.registration.",
+)  # fmt: skip
+
 
 class CannotSave(TypeError):
     """Something in an environment can't be saved; the message names it, as in "Hand.camera is a Lock"."""
@@ -67,10 +73,8 @@ def _kind(value):
         return "contents"
     if isinstance(value, np.ndarray):  # of a simulator's own memory
         return "contents" if type(_root(value).base).__name__ == "PyCapsule" else None
-    modules = "pygame", "OpenGL", "glfw", "gymnasium.envs.mujoco.mujoco_rendering", "gymnasium.envs.registration"
-    if isinstance(value, logging.Logger) or type(value).__module__.startswith(modules):
-        return "drawn"
-    return None
+    drawn = isinstance(value, logging.Logger) or f"{type(value).__module__}.".startswith(DRAWING)
+    return "drawn" if drawn else None
 
 
 def _root(array):
@@ -163,13 +167,14 @@ def _mujoco_arrays(value):
     """Return {name: array} of the numbers of MjData or MjModel; the arrays share memory with `value`.
 
     An observation may read what MuJoCo computed from its state (Humanoid observes centers of mass), and an environment
-    may change its model (its friction, say), but hardly the meshes and textures.
+    may change its model (its friction, its terrain, which geoms collide), but hardly the meshes and textures.
     """
-    names = [name for name in dir(value) if not name.startswith(("_", "efc_", "mesh_", "tex_", "hfield_", "skin_"))]
+    names = [name for name in dir(value) if not name.startswith(("_", "efc_", "mesh_", "tex_", "skin_"))]
     arrays = {name: getattr(value, name) for name in names}
     if hasattr(value, "opt"):
         arrays |= {f"opt.{name}": getattr(value.opt, name) for name in dir(value.opt) if name[0] != "_"}
-    return {k: a for k, a in arrays.items() if isinstance(a, np.ndarray) and a.size and a.dtype == np.float64}
+    kinds = "biuf" if type(value).__name__ == "MjModel" else "f"  # MjData's integers count what a step finds anew
+    return {k: a for k, a in arrays.items() if isinstance(a, np.ndarray) and a.size and a.dtype.kind in kinds}
 
 
 # ---- pickling ----------------------------------------------------------------------------------------------

@@ -32,26 +32,34 @@ def fail(message, status=1):
     line = "error: " + " ".join(str(message).split())
     if status == 1:
         sys.exit(line)
-    print(line, file=sys.stderr)
+    with printing("stderr"):
+        print(line, file=sys.stderr)
     sys.exit(status)
 
 
-@contextlib.contextmanager
-def printing():
-    """A context whose prints can't end the program: if nobody reads them any more, or a disk is full, they are lost.
+def warn(text):
+    """Print a line on stderr that begins with "warning: "."""
+    with printing("stderr"):
+        print(f"warning: {' '.join(text.split())}", file=sys.stderr)
 
-    A Ctrl-C ends `tee` too, and with it what the program prints to.
+
+@contextlib.contextmanager
+def printing(name="stdout"):
+    """A context whose prints to sys.stdout or, by `name`, sys.stderr can't end the program.
+
+    If nobody reads them any more, or a disk is full, they are lost: a Ctrl-C ends `tee` too, and with it what the
+    program prints to.
     """
     try:
         yield
-        sys.stdout.flush()
+        getattr(sys, name).flush()
     except OSError:
-        with contextlib.suppress(OSError, ValueError):  # a stdout without a descriptor
-            _print_to_nowhere()
+        with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
+            _print_to_nowhere(name)
 
 
-def _print_to_nowhere():
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _print_to_nowhere(name):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), getattr(sys, name).fileno())
 
 
 @contextlib.contextmanager
@@ -65,8 +73,17 @@ def quiet_end():
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # of `| head`
-        _print_to_nowhere()  # or it fails again
+        _print_to_nowhere("stdout")  # or it fails again
         sys.exit(141)
+
+
+def make_rng(seed):
+    """Return the numpy Generator of an agent's own draws.
+
+    Not default_rng(seed): that is gymnasium's generator of an environment with this seed, and an agent whose noise
+    foretells what its environment draws does better than chance in a fair game.
+    """
+    return np.random.default_rng([1, seed])
 
 
 def parse_args(args_class):

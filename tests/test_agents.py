@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,9 @@ import hesscale_run
 import hesscale_utils
 import ppo_hesscale
 from hesscale_core import OPTIMIZERS, TanhMLP
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import evaluate
 
 AGENTS = {"ppo": ppo_hesscale, "a2c": a2c_hesscale}
 
@@ -162,6 +166,19 @@ def test_every_optimizer_trains(train, agent, name):
     parameters = saved_model(folder)["agent"]
     assert len(parameters) == 13
     assert all(p.isfinite().all() for p in parameters.values())
+
+
+@both
+def test_in_a_fair_game_no_agent_does_better_than_chance(train, agent, capsys):
+    """As it would if its noise were of the generator that the environment draws from. 2048 steps pay 1024 +- 23."""
+    flags = "--env-id toy_envs:Bandit-v0 --total-timesteps 2048 --learning-rate 1e-9 --save-model".split()
+    folder = train(agent, *flags)
+    paid = [value for _, value in scalars(folder)["charts/episodic_return"]]
+    assert len(paid) == 40 and abs(np.mean(paid) - 25) < 25 * 4 / 2000**0.5
+    capsys.readouterr()
+    evaluate.main(evaluate.Args(str(folder), sample=True, episodes=40))
+    found = float(re.search(r"sampled actions: return ([\d.]+)", capsys.readouterr().out)[1])
+    assert abs(found - 25) < 25 * 4 / 2000**0.5
 
 
 @both

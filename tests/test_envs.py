@@ -3,10 +3,12 @@
 import io
 import json
 import os
+import random
 import shutil
 import sys
 import threading
 import time
+import types
 from types import SimpleNamespace
 from unittest import mock
 
@@ -35,7 +37,8 @@ from hesscale_envs import (
 
 
 def args_of(env_id, **flags):
-    return SimpleNamespace(**dict(env_id=env_id, gamma=0.99, norm_obs=True, norm_reward=True) | flags)
+    defaults = dict(gamma=0.99, norm_obs=True, norm_reward=True, state_std=False, eval_interval=0)
+    return SimpleNamespace(env_id=env_id, **defaults | flags)
 
 
 def cleanrl_env(env_id, gamma):
@@ -335,6 +338,31 @@ def test_several_environments_that_are_one_object_are_refused(monkeypatch):
         make_envs(args, "a_run")
     args.num_envs = 1
     assert len(make_envs(args, "a_run")) == 1
+    args.eval_interval = 1000  # an evaluation's episodes would be in the one that trains
+    with pytest.raises(SystemExit, match=r"^error: --eval-interval: Toggle-v0 is one object"):
+        make_envs(args, "a_run")
+
+
+def test_to_ask_whether_an_environment_is_one_object_draws_nothing(monkeypatch):
+    def make(*args, **kwargs):
+        random.random(), np.random.random()
+        return gym.wrappers.TimeLimit(Toggle(), 3)
+
+    monkeypatch.setattr(gym, "make", make)
+    draws = []
+    for interval in (0, 1000):
+        random.seed(1), np.random.seed(1)
+        make_envs(args_of("Toggle-v0", num_envs=1, capture_video=False, eval_interval=interval), "a_run")
+        draws.append((random.random(), np.random.random()))
+    assert draws[0] == draws[1]
+
+
+def test_a_standard_deviation_that_there_can_not_be_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hesscale_envs.make_env", lambda *args: SimpleNamespace(discrete=True, env=Toggle()))
+    with pytest.raises(SystemExit, match=r"^error: --state-std: Film-v0 has discrete actions"):
+        make_envs(args_of("Film-v0", num_envs=1, capture_video=True, state_std=True), "a_run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_seed_is_the_spaces_too(monkeypatch):
@@ -608,6 +636,19 @@ def test_what_is_drawn_is_each_environments_own():
     for other, images in (two, None), (three, mine):
         hesscale_state.restore(saved, other)
         assert other.images is images and not hasattr(other, "window") and other.steps == 7
+
+
+def test_where_a_game_keeps_its_positions_is_saved(monkeypatch):
+    """pygame's Rect and Vector2 are numbers, and a module whose name begins with pygame's is another."""
+    for module in ("pygame", "pygame.rect", "pygame.math", "pygame_like"):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    one, two = Toggle(), Toggle()
+    for name, module in ("Rect", "pygame.rect"), ("Vector2", "pygame.math"), ("Ball", "pygame_like"):
+        monkeypatch.setattr(sys.modules[module], name, type(name, (SimpleNamespace,), {"__module__": module}), False)
+        for toggle, x in (one, 7), (two, 0):
+            setattr(toggle, name, getattr(sys.modules[module], name)(x=x))
+    hesscale_state.restore(hesscale_state.save(one), two)
+    assert (two.Rect.x, two.Vector2.x, two.Ball.x) == (7, 7, 7)
 
 
 def test_an_environment_that_lacks_a_part_is_not_restored():

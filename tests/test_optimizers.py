@@ -325,6 +325,18 @@ def test_a_diagonal_is_never_used_twice(memory, name):
         optimizer.step()
 
 
+def test_groups_may_have_names_of_their_own():
+    params = make_params()
+    groups = [{"params": params[:2], "name": "scaled-adahesscale"}, {"params": params[2:], "name": "bodies"}]
+    optimizer = make_optimizer("adam", groups, lr=0.1)
+    assert optimizer.name == "adam" and [g["name"] for g in optimizer.param_groups] == ["scaled-adahesscale", "bodies"]
+    set_derivatives(params, 0)
+    optimizer.step()
+    again = make_optimizer("adam", params, lr=0.1)
+    again.load_state_dict(make_optimizer("adam", params, lr=0.2).state_dict())
+    assert again.name == "adam" and again.param_groups[0]["lr"] == 0.2
+
+
 @pytest.mark.parametrize("curvature", CURVATURES)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_diagonal_of_another_curvature_is_refused(name, curvature):
@@ -519,6 +531,15 @@ def test_hutchinsons_mean_is_the_exact_diagonal_and_its_gradient_exact():
     # one sample is z_i (Hz)_i, of second moment sum_j H_ij^2: hence the shorter steps of a scaled AdaHessian
     torch.testing.assert_close((samples**2).mean(0), (exact**2).sum(1), rtol=0.15, atol=1e-3)
     assert samples.std(0).max() > 0.01
+
+
+def test_hutchinson_survives_a_gradient_that_is_constant():
+    """As that of an output's bias, or of all parameters of a linear loss."""
+    a, b = torch.nn.Parameter(torch.ones(2).double()), torch.nn.Parameter(torch.ones(2).double())
+    hutchinson((a**3).sum() + 2 * b.sum(), [b, a])
+    close([a.grad, a.hess, b.grad, b.hess], [3 * a.data, 6 * a.data, 2 * b.data, 0 * b.data])
+    hutchinson(2 * b.sum(), [b])
+    close([b.grad, b.hess], [2 * b.data, 0 * b.data])
 
 
 def test_hutchinson_survives_a_loss_that_is_constant_in_a_parameter():

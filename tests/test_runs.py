@@ -608,15 +608,47 @@ def test_a_reader_that_goes_away_ends_no_run(tmp_path):
     assert hesscale_run.read_checkpoint(only_run(tmp_path))["step"] == s["step"]
 
 
-@pytest.mark.parametrize("out", [">/dev/full", ">&-", "2>&-", "| head -c 10 >/dev/null", ">out.txt"])
+@pytest.mark.parametrize("out", [">/dev/full", ">&-", "2>&-", "2>/dev/full", "| head -c 10 >/dev/null", ">out.txt"])
 def test_a_run_finishes_whatever_becomes_of_its_output(tmp_path, out):
-    """In ASCII, too, which lacks letters of the folder's name."""
+    """In ASCII, too, which lacks letters of the folder's name, and with a warning, which --gamma 1 makes."""
     command = [sys.executable, ROOT / "ppo_hesscale.py", *with_quick("ppo", DRIFT), "--total-timesteps", 256]
-    command = shlex.join(map(str, [*command, "--exp-name", "d\u00e9j\u00e0"]))
+    command = shlex.join(map(str, [*command, "--gamma", 1, "--exp-name", "d\u00e9j\u00e0"]))
     environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(f"{command} {out}", shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert status(only_run(tmp_path))["state"] == "finished"
+
+
+def test_a_signal_while_nobody_reads_the_output_ends_the_run_with_a_checkpoint(tmp_path):
+    """It comes in the midst of a print, which goes on when somebody reads again."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(1024))
+    os.set_blocking(writing, True)
+    command = [sys.executable, ROOT / "a2c_hesscale.py", *DRIFT, "--total-timesteps", 10**6]
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONUNBUFFERED"}
+    options = dict(cwd=tmp_path, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*map(str, command)], **options)
+    os.close(writing)
+    wait_for(lambda: glob.glob(f"{tmp_path}/runs/*/status.json"), process)
+    time.sleep(0.5)  # the first line is printed next
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    with open(reading, "rb") as output:
+        text = output.read().decode()
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == hesscale_run.INTERRUPTED and "Traceback" not in err, err
+    assert "interrupted by SIGTERM" in text and status(only_run(tmp_path))["state"] == "interrupted"
+
+
+def test_an_interrupt_before_the_run_has_begun_is_no_traceback(tmp_path):
+    process = start(tmp_path, "a2c", "--env-id", "toy_envs:Waits-v0")
+    wait_for(lambda: glob.glob(f"{tmp_path}/waiting"), process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (130, "", "") and not glob.glob(f"{tmp_path}/runs")
 
 
 @both

@@ -142,7 +142,7 @@ class LiteralAgent:
     def __init__(self, args, perturb=lambda params: None):
         self.args, self.lr, self.is_ppo = args, args.learning_rate, hasattr(args, "update_epochs")
         torch.manual_seed(args.seed)
-        self.rng = np.random.default_rng(args.seed)
+        self.rng = np.random.default_rng([1, args.seed])
         self.envs = [literal_env(args) for _ in range(args.num_envs)]
         obs_dim, space = self.envs[0].observation_space.shape[0], self.envs[0].action_space
         self.discrete = isinstance(space, gym.spaces.Discrete)
@@ -320,8 +320,6 @@ class LiteralAgent:
             hess = {net: self.hesscale(loss, net, curvature == "HesScaleGN") for net in nets}
             if self.args.critic_ggn:
                 hess["critic"] = self.critic_ggn(loss)
-            if self.args.adam_log_std and "adahesscale" in self.args.optimizer and params["actor"][0] is self.log_std:
-                hess["actor"][0] = grad(loss, self.log_std, retain_graph=True)[0]
             grads = grad(loss, everything)
         for p, g in zip(everything, grads, strict=True):
             p.grad = g.detach()
@@ -329,6 +327,8 @@ class LiteralAgent:
             norm = torch.cat([p.grad.flatten() for p in everything]).norm()
             for p in everything:
                 p.grad *= min(1.0, self.args.max_grad_norm / (norm + 1e-6))
+        if self.args.adam_log_std and "adahesscale" in self.args.optimizer and params["actor"][0] is self.log_std:
+            hess["actor"][0] = self.log_std.grad.clone()
         result = {}
         for name, optimizer in self.optimizers.items():
             diagonals = [h for net in self.trained[name] for h in hess[net]]
@@ -403,7 +403,7 @@ def perturb(params):
 
 def arguments(agent, policy, optimizer="adahesscale", **flags):
     """Few steps, large ones, and trust regions that bind in some of the updates."""
-    args = dict(num_envs=2, num_steps=12, norm_obs=False, norm_reward=False)
+    args = dict(seed=6, num_envs=2, num_steps=12, norm_obs=False, norm_reward=False)
     if agent == "ppo":
         args |= dict(num_minibatches=3, update_epochs=2)
     args |= POLICIES[policy] | SETTINGS[optimizer.removeprefix("scaled-")] | flags
@@ -426,7 +426,7 @@ class Ours:
     def __init__(self, agent, args, to_net=None):
         self.module, self.args = AGENTS[agent], args
         torch.manual_seed(args.seed)
-        self.rng, self.envs = np.random.default_rng(args.seed), make_envs(args, "")
+        self.rng, self.envs = np.random.default_rng([1, args.seed]), make_envs(args, "")
         env = self.envs[0]
         options = args.state_std, args.orthogonal_init
         self.agent = self.module.Agent(env.obs_dim, env.action_dim, env.discrete, *options).double()
@@ -511,7 +511,7 @@ def test_a_rollout_is_the_literal_agents(agent, policy, num_envs):
     """Several in a row, so that episodes go on from one to the next: every array, and every episode that is logged."""
     args = arguments(agent, policy, num_envs=num_envs, gamma=0.9, gae_lambda=0.8, num_steps=9)
     ours, literal, ends, last_ends = Ours(agent, args), LiteralAgent(args, perturb=perturb), set(), set()
-    for _ in range(6):
+    for _ in range(10):
         batch, transitions = ours.rollout(), literal.rollout()
         obs, actions, log_probs, values, advantages = literal.batch(transitions)
         assert_equal(batch.obs, obs)

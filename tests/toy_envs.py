@@ -115,6 +115,24 @@ class Opaque(Toggle):
         self.engine = threading.Lock()
 
 
+class Bandit(Toggle):
+    """Two arms, each of which pays in half of the steps: no policy is better than another."""
+
+    action_space = gym.spaces.Discrete(2)
+
+    def step(self, action):
+        return self._obs(), float(self.np_random.random(2)[action] < 0.5), False, False, {}
+
+
+class Waits(Toggle):
+    """Takes long to make, and leaves a file to tell that it has begun."""
+
+    def __init__(self):
+        super().__init__()
+        open("waiting", "w").close()
+        time.sleep(30)
+
+
 class Closes(Toggle):
     """Raises when it is closed."""
 
@@ -242,14 +260,16 @@ class Film(Toggle):
 class Friction(gym.Env):
     """MuJoCo with a model that changes from episode to episode, and a view of the simulator's own memory."""
 
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (5,), np.float64)
     action_space = gym.spaces.Box(-1, 1, (1,))
 
     def __init__(self):
         import mujoco
 
         self.model = mujoco.MjModel.from_xml_string(
-            "<mujoco><worldbody><body><joint name='j' type='slide' axis='1 0 0'/><geom size='0.1'/></body></worldbody>"
+            "<mujoco><asset><hfield name='t' nrow='2' ncol='2' size='1 1 1 1'/></asset>"
+            "<worldbody><geom type='hfield' hfield='t'/><body pos='0 0 9'>"
+            "<joint name='j' type='slide' axis='1 0 0'/><geom size='0.1'/></body></worldbody>"
             "<actuator><motor joint='j'/></actuator></mujoco>"
         )
         self.data = mujoco.MjData(self.model)
@@ -258,6 +278,7 @@ class Friction(gym.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.model.dof_damping[:] = self.np_random.uniform(0, 5)
+        self.model.hfield_data[:], self.model.geom_contype[:] = self.np_random.random(4), self.np_random.integers(9)
         self.model.opt.timestep = self.np_random.uniform(0.01, 0.05)
         self.data.qpos[:], self.data.qvel[:] = self.np_random.normal(size=(2, 1))
         return self._obs(), {}
@@ -270,7 +291,8 @@ class Friction(gym.Env):
         return self._obs(), float(self.position[0]), False, bool(self.np_random.random() < 0.05), {}
 
     def _obs(self):
-        return np.array([*self.position, *self.data.qvel, self.data.time])
+        model = self.model.hfield_data[0], self.model.geom_contype[0]
+        return np.array([*self.position, *self.data.qvel, self.data.time, *model])
 
 
 class Mode(enum.Enum):
@@ -413,6 +435,8 @@ gym.register("Raises-v0", Raises)
 gym.register("Slow-v0", Slow, max_episode_steps=3)
 gym.register("Opaque-v0", Opaque, max_episode_steps=3)
 gym.register("Closes-v0", Closes, max_episode_steps=3)
+gym.register("Bandit-v0", Bandit, max_episode_steps=50)
+gym.register("Waits-v0", Waits)
 gym.register("Endless-v0", Toggle)
 gym.register("Endless-v1", Toggle, max_episode_steps=12_000)
 gym.register("Drift-v0", Drift, max_episode_steps=60)
