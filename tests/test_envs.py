@@ -115,7 +115,7 @@ def test_the_first_of_several_environments_records_videos(monkeypatch, tmp_path,
         return NormalizedEnv(gym.make("toy_envs:Toggle-v0"), 0.9)
 
     monkeypatch.setattr(hesscale_envs, "make_env", toggle)
-    assert len(make_envs(SimpleNamespace(num_envs=3, capture_video=capture_video), "a_run")) == 3
+    assert len(make_envs(args_of("Toggle-v0", num_envs=3, capture_video=capture_video), "a_run")) == 3
     assert folders == recorded
 
 
