@@ -138,11 +138,16 @@ class HesScale(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model, self._kept = model, []
-        self.layers = list(self._layers_of(model, "model"))
-        if len({*map(id, self.layers)}) < len(self.layers):
+        layers = self.layers
+        if len({*map(id, layers)}) < len(layers):
             raise ValueError("a layer is used twice: give each place a layer of its own")
-        if len(list(self.parameters())) < sum(len(list(layer.parameters())) for layer in self.layers):
+        if len(list(self.parameters())) < sum(len(list(layer.parameters())) for layer in layers):
             raise ValueError("two layers share a parameter: give each layer its own")
+
+    @property
+    def layers(self):
+        """The layers of `model` as they are now, in order: one may have been replaced."""
+        return list(self._layers_of(self.model, "model"))
 
     def _layers_of(self, module, place):
         if type(module) is nn.Sequential:

@@ -283,11 +283,36 @@ def read_status(folder):
 
 
 def lock(folder, timeout=0):
-    """Lock a run's folder as lock_file does.
-
-    A killed run is recognized by its lock: its state is "running", and no process holds the lock.
-    """
+    """Lock a run's folder as lock_file does."""
     return lock_file(f"{folder}/lock", timeout)
+
+
+def is_under_way(folder, status):
+    """Return whether a process has the run under way whose status.json says "running"; else it was killed.
+
+    That process holds the lock or, where the file system has no locks, lives, or has written status.json within the
+    hour if it is another host's.
+
+    Raises:
+        OSError: the lock is another user's.
+    """
+    held = lock(folder)
+    if held is None:
+        return True
+    has_locks = held.is_locked
+    held.release()
+    if has_locks or os.name == "nt":  # where os.kill would interrupt it
+        return False
+    if status["host"] != socket.gethostname():
+        age = datetime.datetime.now().astimezone() - datetime.datetime.fromisoformat(status["updated"])
+        return age < datetime.timedelta(hours=1)
+    try:
+        os.kill(status["pid"], 0)
+    except (ProcessLookupError, TypeError):  # no such process, or none yet
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def lock_file(path, timeout=0):
@@ -313,6 +338,25 @@ def lock_file(path, timeout=0):
         if error.errno not in NO_LOCKS:
             raise
     return held
+
+
+@contextlib.contextmanager
+def locked(path):
+    """A context in which no other process changes the file `path`; ends the program with one line if that takes long.
+
+    Its lock is the file {path}.lock.
+    """
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        held = lock_file(f"{path}.lock", timeout=60)
+    except OSError as error:
+        fail(f"{path}: can't be written ({error})")
+    if held is None:
+        fail(f"{path}: another process has been writing it for a minute; end that, and give the same command again")
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def identity(script, args):
@@ -589,10 +633,11 @@ class Run:
         args = self.args
         self.folder = args.resume if self.resumed else self._make_folder()
         self.lock = lock(self.folder, timeout=2)
-        if self.lock is None:
+        before = read_status(self.folder)
+        running = self.resumed and before["state"] == "running"
+        if self.lock is None or (running and not self.lock.is_locked and is_under_way(self.folder, before)):
             fail(f"--resume {self.folder}: the run is under way in another process; wait for its end, or end it")
         cleanup.callback(self.lock.release)
-        before = read_status(self.folder)
         if self.resumed and before["state"] in ("finished", "diverged"):  # since its checkpoint was read
             fail(f"--resume {self.folder}: the run is {before['state']}, so there is nothing to go on with")
         if args.track:

@@ -41,7 +41,7 @@ from torch.func import functional_call, vjp, vmap
 from tqdm import tqdm
 
 from hesscale_core import cross_entropy_loss, hutchinson, make_optimizer
-from hesscale_run import write_atomically
+from hesscale_run import locked, write_atomically
 from hesscale_utils import fail, limit_threads, parse_args
 
 # a method's name: what the tables call it, and the core's optimizer that its diagonal goes to
@@ -184,6 +184,7 @@ def train(args, method, learning_rate, seed):
     the evaluations out. A run that diverges has an accuracy of 1 / classes and a loss of NaN from then on.
     """
     limit_threads()
+    torch.set_num_threads(1)  # more, as OMP_NUM_THREADS may ask for, would not count in thread_time
     device = "cuda" if args.cuda else "cpu"
     clock = time.perf_counter if args.cuda else time.thread_time
     images = load_images(args.data, args.quick)
@@ -226,7 +227,7 @@ def read_runs(path):
     if not path.exists():
         return pd.DataFrame(columns=[*KEY, "diverged", *CURVES, "torch"])
     try:
-        rows = pd.read_csv(path)
+        rows = pd.read_csv(path, dtype=dict.fromkeys(CURVES, str), keep_default_na=False)
         for name in CURVES:
             rows[name] = rows[name].map(lambda text: [float(value) for value in text.split()])
     except (ValueError, KeyError, AttributeError, pd.errors.ParserError) as error:
@@ -235,13 +236,14 @@ def read_runs(path):
 
 
 def add_run(path, key, curves, diverged):
-    """Add a run to the file."""
+    """Add a run to the file, to which another process may add its own."""
     row = dict(zip(KEY, key, strict=True)) | {"diverged": diverged, **curves, "torch": torch.__version__}
-    before = read_runs(path)
-    rows = pd.concat([before, pd.DataFrame([row])]) if len(before) else pd.DataFrame([row])
-    for name in CURVES:
-        rows[name] = rows[name].map(lambda values: " ".join(f"{value:.5g}" for value in values))
-    write_atomically(path, rows.to_csv(index=False).encode())
+    with locked(path):
+        before = read_runs(path)
+        rows = pd.concat([before, pd.DataFrame([row])]) if len(before) else pd.DataFrame([row])
+        for name in CURVES:
+            rows[name] = rows[name].map(lambda values: " ".join(f"{value:.5g}" for value in values))
+        write_atomically(path, rows.to_csv(index=False).encode())
 
 
 @contextmanager
@@ -290,10 +292,11 @@ def summarize(report, optimizers):
     """Return a row for each optimizer: its accuracies on the test images, less Adam's and less AdaHessian's.
 
     `test` is that of the last epoch, `in_time` that of the last one that ends within the seconds that Adam takes for
-    all, and `cost` the seconds of an epoch, of Adam's; both are medians over the runs.
+    all, and `cost` the seconds of an epoch, of Adam's; both are medians over the runs that did not diverge.
     """
     runs = {name: report[report["optimizer"] == name] for name in optimizers}
-    total = {name: np.median([seconds[-1] for seconds in rows["seconds"]]) for name, rows in runs.items()}
+    whole = {name: rows["seconds"][~rows["diverged"].astype(bool)] for name, rows in runs.items()}
+    total = {name: np.median([s[-1] for s in seconds]) if len(seconds) else np.nan for name, seconds in whole.items()}
     budget, accuracies = total.get("adam", np.nan), {}
     for name, rows in runs.items():
         ends = [len(s) if name == "adam" else np.searchsorted(s, budget, "right") for s in rows["seconds"]]

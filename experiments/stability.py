@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from done import DONE
 from drawing import RC, STYLES, TEXT_WIDTH, plt, steps_unit, write_figure
 from grid import read_cells
-from reading import BINS, bin_returns, read_all, read_events
+from reading import BINS, COLUMNS, bin_returns, read_all, read_events
 from stats import wilson
 from tables import write_csv
 
@@ -110,7 +110,14 @@ def choose(args):
     if len(rows) < len(cells):
         print(f"warning: {len(cells) - len(rows)} of the grid's {len(cells)} runs are missing", file=sys.stderr)
     env_ids = rows["env_id"].map(lambda env_id: env_id.rpartition(":")[2])
-    rows = rows.assign(setting=env_ids + describe(rows, SETTING_FLAGS), series=describe_optimizers(rows))
+    rows = rows.assign(setting=env_ids + describe(rows, SETTING_FLAGS), name=[cells[key].name for key in rows["key"]])
+    rows["series"] = describe_optimizers(rows)
+    names = rows["name"].map(lambda name: f", {name}" * bool(name))
+    rows["series"] += names.where(rows.groupby("series")["name"].transform("nunique") > 1, "")
+    for flag in [column for column in rows.columns if column not in {*COLUMNS, "source", "damage", "seed", "name"}]:
+        if (rows.groupby(["setting", "series"])[flag].agg(lambda values: values.map(str).nunique()) > 1).any():
+            differ = f"runs differ in --{flag.replace('_', '-')} ({' '.join(sorted({*rows[flag].map(str)}))})"
+            fail(f"{' '.join(args.grids)}: {differ} too, which no curve tells apart; give each a table with a name")
     starts = rows["curve"].map(lambda curve: curve[0]).groupby(rows["env_id"]).transform("mean")
     found = [losses(*run) for run in zip(rows["curve"], starts, rows["state"] == "diverged", strict=True)]
     return rows.assign(**dict(zip(("lost", "kept", "peak"), map(list, zip(*found, strict=True)), strict=True)))

@@ -22,8 +22,12 @@ from done import DONE
 from grid import read_cells
 from reading import COLUMNS, ROOT, check_folders, pd, read_archive, read_runs
 
-from hesscale_run import write_atomically
+from hesscale_run import locked, write_atomically
 from hesscale_utils import fail, parse_args, quiet_end
+
+
+def read_before(path):
+    return read_archive(path) if os.path.exists(path) else pd.DataFrame(columns=COLUMNS)
 
 
 def write_archive(path, rows):
@@ -55,14 +59,17 @@ def main(args):
         fail(f"STUDY {args.study!r}: must be the name of a folder in results/")
     check_folders(args)
     path, cells = f"{ROOT}/results/{args.study}/runs.csv.gz", read_cells(args.grids or (args.study,))
-    before = read_archive(path) if os.path.exists(path) else pd.DataFrame(columns=COLUMNS)
+    before = read_before(path)
     wanted = cells.keys() - set(before["key"])
     rows = read_runs(args.runs, lambda key, state: key in wanted and state in DONE)
     if len(broken := rows[rows["damage"] != ""]):
         print(f"warning: left out, for damaged event files: {' '.join(broken['source'])}", file=sys.stderr)
         rows = rows[rows["damage"] == ""]
     if len(rows):
-        write_archive(path, pd.concat([table[COLUMNS] for table in (before, rows) if len(table)]))
+        with locked(path):
+            before = read_before(path)  # again, for another process may have added some meanwhile
+            rows = rows[~rows["key"].isin(before["key"])]
+            write_archive(path, pd.concat([table[COLUMNS] for table in (before, rows) if len(table)]))
     if not len(before) + len(rows):
         return print(
             f"no archive is made: {' '.join(args.runs)} has none of the grid's {len(cells)} runs ended and whole"

@@ -4,6 +4,7 @@ import csv
 import datetime
 import glob
 import gzip
+import itertools
 import json
 import math
 import os
@@ -16,26 +17,28 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from grid import defaults
 
-from hesscale_run import identity, lock, read_status
+from hesscale_run import identity, is_under_way, read_status
 from hesscale_utils import fail
 
 ARCHIVES = f"{ROOT}/results/*/runs.csv.gz"
-# what a run's folder can say of a cell, best first; "killed": it says "running", and no process holds its lock
+# what a run's folder can say of a cell, best first; "killed": it says "running", and no process has it under way
 DONE, STATES = ("finished", "diverged"), ("finished", "diverged", "running", "interrupted", "killed", "failed")
 
 
-def find_runs(pattern="runs/*"):
-    """The runs in folders that match the pattern, {key: (state, folder, status)}; the furthest one of a key."""
+def find_runs(*patterns):
+    """The runs in folders that match a pattern, by default "runs/*", as {key: (state, folder, status)}.
+
+    Of several with a key it is the furthest one.
+    """
     runs = {}
-    for path in glob.glob(f"{pattern}/status.json"):
+    for path in itertools.chain(*(glob.glob(f"{pattern}/status.json") for pattern in patterns or ["runs/*"])):
         folder = os.path.dirname(path)
         status = read_status(folder)
         if status is None or status["state"] not in STATES:  # half written, or of another version
             continue
         state = status["state"]
         try:
-            if state == "running" and (held := lock(folder)):
-                held.release()
+            if state == "running" and not is_under_way(folder, status):
                 state = "killed"
         except OSError:  # another user's lock
             pass

@@ -75,7 +75,10 @@ def load_agent(name):
     """The module of an agent: `ppo`, `a2c`, or the path of a script that has Args and LEARNING_RATES as theirs do."""
     for path in Path(name), ROOT / name, ROOT / f"{name}_hesscale.py":
         if path.suffix == ".py" and path.exists():
-            return load_script(path.resolve())
+            path = path.resolve()
+            if path.parent != ROOT and (ROOT / path.name).exists():  # whose runs and archives its own would pass for
+                fail(f"--agent {name}: {path.name} is the name of a script of this repository; give it another one")
+            return load_script(path)
     fail(f"--agent {name}: choose {AGENTS}")
 
 
@@ -140,7 +143,10 @@ def expand(table, where):
             fail(f"{where}{word} {' '.join(map(str, values))}: must be one value; give each a table of its own")
         about += values
     agents = typed(flag("agent"), table.get("agent", []), str) or fail(f"{flag('agent')} is missing: name {AGENTS}")
-    for module in map(load_agent, agents):
+    modules = [*map(load_agent, agents)]
+    if len({Path(module.__file__).name for module in modules}) < len(modules):
+        fail(f"{flag('agent')} {' '.join(agents)}: names a script twice, or two with one name; runs are known by it")
+    for module in modules:
         types = {field.name: field.type for field in fields(module.Args) if field.name != "resume"}
         if unknown := [name for name in table if name not in (*types, "agent", "selection", "name")]:
             fail(f"{flag(unknown[0])}: is not a flag that a sweep of {Path(module.__file__).name} can have")

@@ -241,11 +241,20 @@ def with_all(rows, *by):
 
 
 def curve_rows(report, drawn, args):
-    """Return the points of learning curves: means over the runs that have come so far."""
+    """Return the points of learning curves: means over the runs that have come so far, or have diverged.
+
+    A run that diverged counts as untrained from then on; else the curve would become that of the others.
+    """
     middles = drawn["total_timesteps"].map(lambda total: (np.arange(BINS) + 0.5) * total / BINS)
-    points = drawn.assign(step=middles, value=drawn["curve"])
+    ends = drawn["untrained"].where(drawn["state"] == "diverged")
+    curves = [np.where(np.isnan(curve), end, curve) for curve, end in zip(drawn["curve"], ends, strict=True)]
+    points = drawn.assign(step=middles, value=pd.Series(curves, drawn.index))
     if args.evaluations:
-        evaluated = drawn["evaluations"]
+        steps = {panel: sorted(set().union(*found)) for panel, found in drawn.groupby(PANEL)["evaluations"]}
+        evaluated = drawn["evaluations"].copy()
+        for i, row in drawn[drawn["state"] == "diverged"].iterrows():
+            later = [step for step in steps[row["agent"], row["env_id"]] if step > max(row["evaluations"], default=-1)]
+            evaluated[i] = row["evaluations"] | dict.fromkeys(later, row["untrained"])
         points = drawn.assign(step=evaluated.map(list), value=evaluated.map(lambda found: [*found.values()]))
     points = points.explode(["step", "value"]).dropna(subset="value").sort_values("step", kind="stable")
     keys = [*PANEL, "series", "learning_rate", "step"]

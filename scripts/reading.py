@@ -107,8 +107,8 @@ def check_folders(args):
 
 
 def read_runs(folders, wanted=lambda key, state: True):
-    """Return the runs in `folders` that are `wanted` as a table; of two with a key that of the earlier folder."""
-    found = {key: run for folder in reversed(folders) for key, run in find_runs(f"{glob.escape(folder)}/*").items()}
+    """Return the runs in `folders` that are `wanted` as a table; of two with a key the furthest one."""
+    found = find_runs(*(f"{glob.escape(folder)}/*" for folder in folders))
     jobs = [(key, *run) for key, run in found.items() if wanted(key, run[0])]
     if not jobs:
         return pd.DataFrame(columns=[*COLUMNS, "source", "damage"])

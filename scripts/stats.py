@@ -119,7 +119,8 @@ def sensitivity(performance, resamples=10_000):
 
     Returns:
         {optimizer: {"phi": (value, low, high), "best": (value, low, high), "step_size": that of max_h mean_e Gamma}};
-        all are NaN for an optimizer that has an environment in which it diverged at each step size.
+        all are NaN for an optimizer that has an environment in which it diverged at each step size, and phi for one
+        that has no step size at which it diverged in none.
     """
     rng, env_ids, found = np.random.default_rng(0), sorted({e for by_env in performance.values() for e in by_env}), {}
     ends = {}
@@ -137,7 +138,7 @@ def sensitivity(performance, resamples=10_000):
                 gamma[:, i, j] = np.where(np.isfinite(runs).all(), (drawn - low) / (high - low), -np.inf)
         best, for_all = gamma.max(2).mean(1), gamma.mean(1)
         with np.errstate(invalid="ignore"):
-            phi = best - for_all.max(1)
+            phi = np.where(np.isfinite(for_all.max(1)), best - for_all.max(1), np.nan)
         names = {"phi": phi, "best": np.where(np.isfinite(best), best, np.nan)}
         found[optimizer] = {name: (v[0], *np.percentile(v[1:], [2.5, 97.5])) for name, v in names.items()}
         found[optimizer]["step_size"] = step_sizes[for_all[0].argmax()] if np.isfinite(for_all[0].max()) else np.nan

@@ -19,7 +19,7 @@ make_venv() {
         return 1
     }
     echo "creating .venv (once)" >&2
-    # --clear: an attempt that was interrupted has left an environment without pip
+    # --clear: an attempt that was interrupted may have left a part
     local output
     output=$("$python" -m venv --clear .venv 2>&1) || {
         rm -rf .venv
@@ -79,7 +79,14 @@ complete_venv() {
         exec 9>.venv.lock
         flock 9
     fi
-    .venv/bin/python -m pip --version >/dev/null 2>&1 || make_venv || return 1
+    if .venv/bin/python -c '' >/dev/null 2>&1; then # an attempt that was interrupted, or uv, has left it without pip
+        .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null 2>&1 || {
+            echo "error: $PWD/.venv has no pip, and its module ensurepip can't add it; move that environment away" >&2
+            return 1
+        }
+    else
+        make_venv || return 1
+    fi
     for file in "$@"; do
         cmp -s "$file" ".venv/installed-$file" && continue
         install_requirements "$file" || return 1

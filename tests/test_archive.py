@@ -105,6 +105,33 @@ def test_entropy_and_kl_are_kept_and_an_archive_of_before_them_is_read(study, ca
     assert table(study)["entropy"].isna().tolist() == [True, False]
 
 
+def test_of_two_folders_with_a_run_the_further_is_kept(study, capsys):
+    """An interrupted run may have been gone on with elsewhere."""
+    path = make(study, 1)
+    shutil.copytree(study / "runs", study / "scratch")
+    change(path, state="interrupted", step=TOTAL // 2)
+    for folders in ("runs", "scratch"), ("scratch", "runs"):
+        archive.main(archive.Args("mine", (str(study / "grid.toml"),), tuple(str(study / name) for name in folders)))
+        assert "0 runs before, 1 added" in capsys.readouterr().out
+        shutil.rmtree(study / "results")
+
+
+def test_what_another_process_adds_meanwhile_stays(study, monkeypatch, capsys):
+    make(study, 1), make(study, 2)
+    read = archive.read_runs
+
+    def slowly(folders, wanted):
+        rows = read(folders, wanted)
+        monkeypatch.setattr(archive, "read_runs", read)
+        add(study)  # of another process
+        return rows[rows["key"].str.contains('"seed": 1')]
+
+    monkeypatch.setattr(archive, "read_runs", slowly)
+    add(study)
+    assert "0 runs before, 2 added" in capsys.readouterr().out and table(study)["seed"].tolist() == [1, 2]
+    assert len(reading.read_archive(study / "results/mine/runs.csv.gz")) == 2
+
+
 def test_an_archive_loses_its_runs_and_grows(study, capsys):
     for seed in (1, 2):
         make(study, seed)

@@ -110,6 +110,22 @@ def curve(*levels):
     return [(step, value) for step, value in zip(range(100, TOTAL + 1, 100), steps(*levels), strict=True)]
 
 
+def test_runs_of_several_settings_are_never_one_curve(tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    for seed, levels in (1, (0, 100, 50, 50)), (2, (0, 100)):
+        make_run(tmp_path / "runs", curve(*levels), seed, anneal_lr=seed == 2)
+    table = f'[[grid]]\nagent = "ppo"\nenv_id = "Hopper-v4"\noptimizer = "adam"\ntotal_timesteps = {TOTAL}\n'
+    names = ('name = "a"\nseed = 1\n', 'name = "b"\nseed = 2\nanneal_lr = true\n')
+    args = stability.Args((str(tmp_path / "grid.toml"),), str(tmp_path / "o"), (str(tmp_path / "runs"),))
+    (tmp_path / "grid.toml").write_text(table + "seed = [1, 2]\nanneal_lr = [false, true]")
+    with pytest.raises(SystemExit, match=r"runs differ in --anneal-lr \(False True\) too, which no curve tells apart"):
+        stability.main(args)
+    (tmp_path / "grid.toml").write_text("".join(table + name for name in names))
+    stability.main(args)
+    found = {row["series"]: row["lost a fifth"] for row in read(f"{tmp_path}/o_table.csv")}
+    assert found == {"Adam, a": "1", "Adam, b": "0"}
+
+
 def test_the_table_and_the_shares_are_those_of_the_runs(tmp_path, capsys):
     """Adam loses in two runs of four, after 5,200 and 7,700 steps, one of them for good; Scaled Adam in none of two."""
     (tmp_path / "runs").mkdir()

@@ -447,6 +447,24 @@ def test_the_table_is_what_is_worked_out_by_hand():
     assert "| 60.00 ± 127.06 | +0.00" in table and "| 3.00 | 1.50 |" in table
 
 
+def test_seconds_are_those_of_the_runs_that_did_not_diverge():
+    rows = runs_of([("adam", 1e-3, 1, [0.0], [0.3], [2.0]), ("adahesscale", 1e-2, 1, [0.0], [0.5], [3.0]),
+                    *(("adahesscale", 1e-2, seed, [0.0], [0.1], [0.01]) for seed in (2, 3))])  # fmt: skip
+    rows["diverged"] = [False, False, True, True]
+    assert ic.summarize(rows, ("adam", "adahesscale"))[1]["cost"] == 1.5
+    rows["diverged"] = [False, True, True, True]
+    assert np.isnan(ic.summarize(rows, ("adam", "adahesscale"))[1]["cost"])
+
+
+def test_runs_that_are_added_at_once_are_all_kept_and_one_epoch_is_enough(tmp_path):
+    path, curves = tmp_path / "o_runs.csv", {name: [0.5] for name in ic.CURVES}
+    keys = [("MNIST", "3c3d", "adam", 1e-3, seed, 1, 32, "cpu") for seed in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda key: ic.add_run(path, key, curves, False), keys))
+    found = ic.read_runs(path)
+    assert sorted(found["seed"]) == [*range(12)] and found["train_loss"].tolist() == [[0.5]] * 12
+
+
 def test_a_method_without_an_epoch_in_adams_time_has_no_accuracy_in_it():
     rows = [("adam", 1e-3, 1, [0.0], [0.3], [2.0]), ("adahesscale", 1e-2, 1, [0.0], [0.5], [3.0])]
     assert np.isnan(ic.summarize(runs_of(rows), ("adam", "adahesscale"))[1]["in_time"])

@@ -216,6 +216,18 @@ def exact_diagonal(model, loss):
     return found
 
 
+def test_a_layer_that_is_replaced_is_trained():
+    net = HesScale(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+    net.model[2] = nn.Linear(4, 5)
+    loss, grad, hess = squared_error_loss(net(torch.randn(6, 3)), torch.randn(6, 5))
+    exact = exact_diagonal(net.model, loss)
+    net.backward(grad, hess)
+    torch.testing.assert_close(net.model[2].weight.hess, exact[2])
+    net.model[1] = nn.Softshrink()
+    with pytest.raises(TypeError, match=r"model\.1 is a Softshrink, for which HesScale has no rule"):
+        net(torch.randn(6, 3))
+
+
 def test_the_last_linear_layer_is_exact():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ELU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3))
     net, x, targets = HesScale(model), torch.randn(5, 1, 6, 6), torch.randn(5, 3)

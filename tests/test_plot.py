@@ -739,6 +739,19 @@ def test_series_of_another_flag_are_told_apart_and_sorted_by_number(runs, tmp_pa
     assert [row["series"] for row in rows(tmp_path, "table")] == ["scaled-adam"]
 
 
+def test_a_curve_is_not_that_of_the_runs_that_did_not_diverge(runs, tmp_path):
+    for seed in (1, 2, 3):
+        make_run(runs, flat(100.0, start=10.0, end=2000), seed, state="diverged")
+    evaluate(make_run(runs, flat(100.0, start=10.0), 4), (0, 2.0), (5000, 40.0), (TOTAL, 50.0))
+    evaluate(make_run(runs, flat(100.0, start=10.0, end=2000), 5, state="diverged"), (0, 2.0), (1000, 30.0))
+    draw(tmp_path, "curves", where="seed < 5")
+    found = {float(row["step"]): float(row["value"]) for row in rows(tmp_path, "curves")}
+    assert found[1950] == 100 and found[2050] == found[9950] == (100 + 3 * 10) / 4
+    draw(tmp_path, "curves", where="seed > 3", evaluations=True)
+    found = {float(row["step"]): float(row["value"]) for row in rows(tmp_path, "curves")}
+    assert found == {0: 2, 1000: 30, 5000: (40 + 2) / 2, TOTAL: (50 + 2) / 2}
+
+
 def test_of_two_folders_with_a_run_the_better_is_drawn(runs, tmp_path):
     make_run(runs, flat(1.0, end=3000), state="failed").rename(runs / "first")
     make_run(runs, flat(2.0))

@@ -107,6 +107,14 @@ def test_a_step_size_that_diverged_anywhere_is_not_the_one_for_all():
     assert np.isnan([found["phi"][0], found["best"][0], found["step_size"]]).all()
 
 
+def test_phi_is_unknown_where_no_step_size_is_for_all():
+    nan = np.array([np.nan])
+    a, b = {0.1: np.array([1.0]), 1.0: nan}, {0.1: nan, 1.0: np.array([2.0])}
+    others = {"sgd": {e: one(0.0, 1.0, 3.0) for e in "ab"}}
+    found = stats.sensitivity(others | {"adam": {"a": a, "b": b}}, resamples=10)["adam"]
+    assert np.isfinite(found["best"]).all() and np.isnan(found["phi"]).all() and np.isnan(found["step_size"])
+
+
 def test_phis_interval_is_of_resampled_runs():
     rng = np.random.default_rng(3)
     cells = {e: {h: rng.normal(m, 1, 10) for h, m in zip((0.1, 1.0), ms, strict=True)}

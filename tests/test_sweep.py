@@ -1,6 +1,7 @@
 """A sweep runs each cell of its grid once, whatever stops it, here and on SLURM."""
 
 import dataclasses
+import datetime
 import errno
 import glob
 import itertools
@@ -9,6 +10,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -165,6 +167,7 @@ def test_written_cells_are_read_as_they_were(tmp_path):
         ("", "--agent dqn", "--agent dqn: choose ppo, a2c or the path of a script"),
         ("", "--agent ../conftest.py", "--agent ../conftest.py: choose ppo, a2c or the path"),
         ("", "--agent hesscale_core.py", "hesscale_core.py: the script has no Args and LEARNING_RATES"),
+        ("", "--agent ppo ppo_hesscale.py", "--agent ppo ppo_hesscale.py: names a script twice, or two with one name"),
         ("", "--agent ppo --optimizer adan", "--optimizer adan: choose one of sgd, adam, "),
         ("", "--agent ppo --env-id Hoper-v4", "--env-id Hoper-v4: Environment `Hoper` doesn't exist"),
         ("", "--agent ppo --seed 1 2 1", "--seed 1 2 1: names a value twice"),
@@ -409,6 +412,38 @@ def test_a_file_system_without_locks_does_without(tmp_path, monkeypatch, number)
     (tmp_path / "lock").mkdir()
     with pytest.raises(OSError):  # which is another matter
         hesscale_run.lock(tmp_path)
+
+
+def test_a_script_of_another_folder_does_not_pass_for_one_of_ours(tmp_path, capsys):
+    """Its runs would be taken for done where an archive has ours."""
+    (tmp_path / "ppo_hesscale.py").write_text((ROOT / "ppo_hesscale.py").read_text())
+    with pytest.raises(SystemExit) as end:
+        read_cells([], {"agent": [str(tmp_path / "ppo_hesscale.py")]})
+    assert "ppo_hesscale.py is the name of a script of this repository; give it another one" in str(end.value)
+
+
+def test_without_locks_a_run_is_known_by_its_process(tmp_path, monkeypatch):
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(filelock._unix, "lock_fd_nonblocking", no_locks)
+    (tmp_path / "runs/a").mkdir(parents=True)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    hour, here = datetime.timedelta(hours=1), socket.gethostname()
+    now = datetime.datetime.now().astimezone()
+    for pid, host, updated, state in (
+        (os.getpid(), here, now - 2 * hour, "running"),
+        (ended.pid, here, now, "killed"),
+        (None, here, now, "killed"),
+        (ended.pid, "another", now, "running"),
+        (os.getpid(), "another", now - 2 * hour, "killed"),
+    ):
+        status = {"state": "running", "step": 1, "script": "ppo_hesscale.py", "args": {}, "start": "", "versions": {}}
+        status |= {"resumed_at": [], "pid": pid, "host": host, "updated": updated.isoformat(timespec="seconds")}
+        (tmp_path / "runs/a/status.json").write_text(json.dumps(status))
+        assert [found for found, *_ in find_runs().values()] == [state], (pid, host)
 
 
 def test_a_cell_is_claimed_by_one_sweep_at_a_time_and_claims_leave_nothing(tmp_path, monkeypatch):

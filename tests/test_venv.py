@@ -77,6 +77,18 @@ def test_a_half_made_environment_heals(checkout, left, python):
     assert is_made(checkout, source(checkout, python))
 
 
+def test_an_environment_of_somebody_elses_without_pip_is_not_emptied(checkout, python):
+    """As uv makes it; it gets a pip, or one line says that it can't."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout / ".venv"], check=True)
+    (checkout / ".venv/mine").touch()
+    (checkout / "broken").mkdir()
+    (checkout / "broken/ensurepip.py").write_text("raise SystemExit(1)")
+    code, _, err = source(checkout, python, PYTHONPATH=str(checkout / "broken"))
+    assert code == 1 and err == f"error: {checkout}/.venv has no pip, and its module ensurepip can't add it; " \
+        "move that environment away\n"  # fmt: skip
+    assert is_made(checkout, source(checkout, python)) and (checkout / ".venv/mine").exists()
+
+
 def test_a_python_that_is_too_old_is_one_line_and_leaves_nothing(checkout, python):
     old = fake_python(checkout, '[ "$1" = --version ] && echo Python 3.10.9; exit 1')
     code, _, err = source(checkout, old)
