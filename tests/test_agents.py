@@ -156,6 +156,31 @@ def test_hopper_leaves_a_readable_event_file_with_every_tag(train, agent, capsys
     assert "scaled-adahesscale with step size" in out and "mean return of the last 50 episodes" in out
 
 
+def test_the_defaults_are_those_that_were_chosen():
+    """The README's step sizes, and the rest: CleanRL's in PPO, the paper's but for what docs/defaults.md tells."""
+    table = (ROOT / "README.md").read_text().split("## Optimizers")[1]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines() if row.startswith("| `")][1:]
+    for agent, column in ("ppo", 3), ("a2c", 4):
+        sizes = {row[0].strip("`"): float(row[column]) for row in rows[: len(OPTIMIZERS)]}
+        assert sizes == AGENTS[agent].LEARNING_RATES and [*sizes] == [*OPTIMIZERS]
+    common = dict(
+        seed=1, torch_deterministic=True, optimizer="scaled-adahesscale", total_timesteps=1_000_000, betas=(0.9, 0.999),
+        eps=1e-5, delta=1e-7, critic_ggn=False, adam_log_std=True, state_std=False, orthogonal_init=True,
+        time_feature=False, num_envs=1, norm_obs=True, norm_reward=True, anneal_lr=False, gamma=0.99, ent_coef=0.0,
+        max_grad_norm=None, learning_rate=None, checkpoint_interval=50_000, eval_interval=0, eval_episodes=10,
+        env_id="Hopper-v4", env_kwargs="", cuda=False, track=False, capture_video=False, save_model=True, resume=None,
+    )  # fmt: skip
+    own = {
+        "ppo": dict(num_steps=2048, gae_lambda=0.95, num_minibatches=32, update_epochs=10, norm_adv=True, clip_coef=0.2,
+                    clip_vloss=False, target_kl=None, desired_kl=None, reset_step=False, stability=False),
+        "a2c": dict(num_steps=5, gae_lambda=1.0, norm_adv=False),
+    }  # fmt: skip
+    free = "exp_name", "wandb_project_name", "wandb_entity"
+    for agent, module in AGENTS.items():
+        found = {name: value for name, value in vars(module.Args()).items() if name not in free}
+        assert found == common | own[agent]
+
+
 @both
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_trains(train, agent, name):
@@ -253,8 +278,10 @@ def test_all_the_flags_work_together(train, agent, env_id):
         flags += " --num-minibatches 4 --update-epochs 3 --clip-vloss --target-kl 0.01 --no-norm-adv --clip-coef 0.1"
     else:
         flags += " --norm-adv"
-    rates = [value for _, value in scalars(train(agent, *flags.split()))["charts/learning_rate"]]
-    assert rates[-1] == pytest.approx(5e-4)
+    folder = train(agent, *flags.split(), "--save-model")
+    rates = [value for _, value in scalars(folder)["charts/learning_rate"]]
+    assert rates[-1] == pytest.approx(5e-4) and saved_model(folder)["norm_obs"] is False
+    assert torch.backends.cudnn.deterministic is False
 
 
 @both
@@ -325,6 +352,8 @@ def run_script(cwd, agent, *flags, **environment):
 BAD_INPUT = [
     ("--env-id Hoper-v4", "--env-id Hoper-v4: Environment `Hoper` doesn't exist"),
     ("--env-id Hopper-v99", "--env-id Hopper-v99: Environment version `v99`"),
+    ("--eval-interval -1", "--eval-interval -1: must be"),
+    ("--eval-episodes 0", "--eval-episodes 0: must be"),
     ("--env-id no_such_module:Env-v0", "--env-id no_such_module:Env-v0: No module named 'no_such_module'; its"),
     ("--env-kwargs a=False,", "--env-kwargs a=False,: 'a=False,' ends with a comma; leave it out"),
     ("--env-id toy_envs:Many-v0", "--env-id toy_envs:Many-v0 has the action space MultiDiscrete"),

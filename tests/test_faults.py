@@ -11,3 +11,5 @@ def test_every_fault_can_be_planted():
             for old, new in pairs:
                 assert old in text and old != new, f"{file}: {name}"
                 text = text.replace(old, new)
+            if file.endswith(".py"):
+                compile(text, file, "exec")  # a fault of syntax is caught by any test

@@ -363,9 +363,14 @@ def test_an_endless_episode_is_cut_off(model, capsys, monkeypatch):
     assert "--max-steps 0: must be at least 1" in error_of(evaluate.main, evaluate.Args(path, max_steps=0))
 
 
+@pytest.mark.parametrize("norm_obs", [True, False])
 @pytest.mark.parametrize("sample", [False, True])
-def test_episodes_are_those_of_the_policy_and_the_seed(model, capsys, sample):
+def test_episodes_are_those_of_the_policy_and_the_seed(model, capsys, sample, norm_obs):
     path, content = model
+    assert content["norm_obs"] is True
+    other = {"obs": {name: 2 * value + 1 for name, value in content["statistics"][0]["obs"].items()}}
+    # a run has statistics of each environment; evaluations are by the first one's
+    torch.save(content | {"norm_obs": norm_obs, "statistics": [*content["statistics"], other]}, path)
     capsys.readouterr()
     evaluate.main(evaluate.Args(path, episodes=2, seed=5, sample=sample))
     printed = [float(line.split("return ")[1].split(",")[0]) for line in capsys.readouterr().out.splitlines()[:2]]
@@ -375,6 +380,7 @@ def test_episodes_are_those_of_the_policy_and_the_seed(model, capsys, sample):
         obs, done, total = env.reset(seed=5 if episode == 0 else None)[0], False, 0.0
         while not done:
             x = torch.tensor((obs - statistics["mean"].numpy()) / np.sqrt(statistics["var"].numpy() + 1e-8)).float()
+            x = x if norm_obs else torch.tensor(obs)
             for layer in range(3):
                 x = weights[f"actor.layers.{layer}.weight"] @ x.clip(-10, 10) + weights[f"actor.layers.{layer}.bias"]
                 x = x if layer == 2 else torch.tanh(x)

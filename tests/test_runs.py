@@ -13,6 +13,7 @@ import runpy
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -121,7 +122,9 @@ def line(err):
 def wait_for(condition, process):
     end = time.time() + 60
     while not condition():
-        assert process.poll() is None and time.time() < end, process.communicate()
+        if process.poll() is not None or time.time() > end:
+            process.kill()  # or communicate would wait for its end
+            raise AssertionError(process.communicate())
         time.sleep(0.01)
 
 
@@ -207,7 +210,7 @@ def test_a_run_goes_on_bit_for_bit_from_each_of_its_checkpoints(tmp_path, monkey
     AGENTS[agent].main(parse("--save-model"))
     expected = outcome(only_run(tmp_path))
     monkeypatch.setattr(hesscale_run, "write_atomically", write)
-    assert len(kept) >= 3
+    assert [hesscale_run.read_checkpoint(folder)["step"] for folder in kept] == [384, 768, 1152, 1536]
     for folder in kept:
         random.seed(1)
         np.random.seed(2)
@@ -502,6 +505,34 @@ def run_of(total_timesteps=100):
     return Run(args, "a_run")
 
 
+def test_without_an_interval_no_checkpoint_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with run_of() as run:
+        run.args.checkpoint_interval = 0
+        run.checkpoint(10**6, dict)
+        assert not os.path.exists("runs/a_run/checkpoint.pt")
+
+
+def test_only_a_second_ctrl_c_ends_at_once(tmp_path, monkeypatch):
+    """SLURM may send its warning again, and SIGTERM after it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end, run_of() as run:
+        for signum in signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM:
+            os.kill(os.getpid(), signum)
+        run.checkpoint(50, dict)
+    assert end.value.code == hesscale_run.INTERRUPTED and status("runs/a_run")["state"] == "interrupted"
+    assert hesscale_run.read_checkpoint("runs/a_run")["step"] == 50
+
+
+def test_episodes_that_could_not_be_saved_begin_with_other_seeds_than_the_run():
+    seeds, rng = [], np.random.default_rng(0)
+    env = mock.Mock(set_state=lambda saved, seed: seeds.append((saved, seed)) or np.zeros(2))
+    states = hesscale_run.get_random_states() | {"rng": rng.bit_generator.state}
+    checkpoint = {"agent": {}, "optimizers": {}, "envs": ["a", "b"], "random_states": states, "step": 1000}
+    hesscale_run.set_state(checkpoint, torch.nn.Module(), {}, [env, env], rng, seed=7)
+    assert seeds == [("a", 1007), ("b", 1008)]
+
+
 def hooks():
     """Everything global that a run changes while it is under way."""
     return [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)], threading.excepthook
@@ -530,7 +561,9 @@ def test_a_run_ends_in_the_state_that_its_exception_means(tmp_path, monkeypatch,
     before = hooks()
     with pytest.raises(raised[0]) if raised else contextlib.nullcontext() as caught, run_of() as run:
         assert all(old != new for old, new in zip(before[0] + [before[1]], hooks()[0] + [hooks()[1]], strict=True))
-        assert status(run.folder)["state"] == "running" and hesscale_run.lock(run.folder) is None
+        s = status(run.folder)
+        assert (s["state"], s["pid"], s["host"]) == ("running", os.getpid(), socket.gethostname())
+        assert hesscale_run.lock(run.folder) is None
         run.checkpoint(50_000, dict)
         run.log(60_000, {"charts/some": 1.0})
         if error is not None:

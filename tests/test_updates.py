@@ -562,6 +562,7 @@ FLAGS = {
         dict(betas=(0.8, 0.8)),
         dict(reset_step=True),
         dict(desired_kl=1e-6),
+        dict(desired_kl=1e-6, target_kl=0.005),
         dict(desired_kl=1.0),
         dict(orthogonal_init=False),
         dict(time_feature=True),
