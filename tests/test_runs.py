@@ -516,6 +516,7 @@ def test_without_an_interval_no_checkpoint_is_written(tmp_path, monkeypatch):
 def test_only_a_second_ctrl_c_ends_at_once(tmp_path, monkeypatch):
     """SLURM may send its warning again, and SIGTERM after it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "_exit", lambda code: pytest.fail(f"it has ended at once, with status {code}"))
     with pytest.raises(SystemExit) as end, run_of() as run:
         for signum in signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM:
             os.kill(os.getpid(), signum)
