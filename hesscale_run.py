@@ -301,7 +301,12 @@ def is_under_way(folder, status):
         return True
     has_locks = held.is_locked
     held.release()
-    if has_locks or os.name == "nt":  # where os.kill would interrupt it
+    return not has_locks and process_lives(status)
+
+
+def process_lives(status):
+    """Return whether the process of a run lives by its status.json, where the file system has no locks to tell."""
+    if os.name == "nt":  # where os.kill would interrupt it
         return False
     if status["host"] != socket.gethostname():
         age = datetime.datetime.now().astimezone() - datetime.datetime.fromisoformat(status["updated"])
@@ -634,8 +639,8 @@ class Run:
         self.folder = args.resume if self.resumed else self._make_folder()
         self.lock = lock(self.folder, timeout=2)
         before = read_status(self.folder)
-        running = self.resumed and before["state"] == "running"
-        if self.lock is None or (running and not self.lock.is_locked and is_under_way(self.folder, before)):
+        unlocked = self.lock is not None and not self.lock.is_locked and self.resumed and before["state"] == "running"
+        if self.lock is None or (unlocked and process_lives(before)):
             fail(f"--resume {self.folder}: the run is under way in another process; wait for its end, or end it")
         cleanup.callback(self.lock.release)
         if self.resumed and before["state"] in ("finished", "diverged"):  # since its checkpoint was read

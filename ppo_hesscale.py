@@ -283,6 +283,7 @@ def update(args, agent, optimizers, batch, rng):
     optimizer = optimizers["actor"]
     by_autograd, gauss_newton = optimizer.curvature == "Hutchinson", optimizer.curvature == "HesScaleGN"
     adam_log_std = args.adam_log_std and optimizer.second_moment == "hess" and not by_autograd
+    adam_log_std = adam_log_std and agent.actor.log_std is not None
     parameters = [p for o in optimizers.values() for p in o.param_groups[0]["params"]]
     to_batch = partial(torch.as_tensor, device=parameters[0].device) if by_autograd else agent.to_net
     if args.reset_step:  # each rollout is a new objective; the moments stay (Ellis et al. 2024)
@@ -312,7 +313,7 @@ def update(args, agent, optimizers, batch, rng):
                 agent.backward(pg, v, optimizer.needs_hess, gauss_newton, args.critic_ggn)
             if args.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
-            if adam_log_std and agent.actor.log_std is not None:
+            if adam_log_std:
                 agent.actor.log_std_hess_from_grad()
             for o in optimizers.values():
                 o.update()

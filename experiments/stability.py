@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from done import DONE
 from drawing import RC, STYLES, TEXT_WIDTH, plt, steps_unit, write_figure
 from grid import read_cells
-from reading import BINS, COLUMNS, bin_returns, read_all, read_events
+from reading import BINS, COLUMNS, bin_returns, read_all, read_events, several_values
 from stats import wilson
 from tables import write_csv
 
@@ -115,8 +115,8 @@ def choose(args):
     names = rows["name"].map(lambda name: f", {name}" * bool(name))
     rows["series"] += names.where(rows.groupby("series")["name"].transform("nunique") > 1, "")
     for flag in [column for column in rows.columns if column not in {*COLUMNS, "source", "damage", "seed", "name"}]:
-        if (rows.groupby(["setting", "series"])[flag].agg(lambda values: values.map(str).nunique()) > 1).any():
-            differ = f"runs differ in --{flag.replace('_', '-')} ({' '.join(sorted({*rows[flag].map(str)}))})"
+        for _, values in several_values(rows, flag, ["setting", "series"]):
+            differ = f"runs differ in --{flag.replace('_', '-')} ({' '.join(sorted(values))})"
             fail(f"{' '.join(args.grids)}: {differ} too, which no curve tells apart; give each a table with a name")
     starts = rows["curve"].map(lambda curve: curve[0]).groupby(rows["env_id"]).transform("mean")
     found = [losses(*run) for run in zip(rows["curve"], starts, rows["state"] == "diverged", strict=True)]

@@ -35,7 +35,7 @@ import stats
 import tyro
 from drawing import label, order
 from grid import ABOUT, read_cells
-from reading import BINS, COLUMNS, POLICY, check_folders, pd, read_all  # which checks that pandas is there
+from reading import BINS, COLUMNS, POLICY, check_folders, pd, read_all, several_values  # checks for pandas
 from tables import write_csv
 
 from hesscale_utils import fail, parse_args, quiet_end
@@ -119,10 +119,9 @@ def choose(args):
     about = {*COLUMNS, *ABOUT, *by, "source", "damage", "selection", "name"} - {"total_timesteps"}
     for name in [column for column in rows.columns if column not in about]:
         same = ["agent", "selection"] if name == "total_timesteps" else ["agent", "selection", "name"]
-        for (agent, *_), part in rows.groupby(same):
-            if len(values := part[name].map(str).unique()) > 1:
-                flag = f"--{name.replace('_', '-')} {words(values)}"
-                fail(f'{flag}: {agent} has runs with each; add --by {name}, or --where "{name} == {values[0]}"')
+        for (agent, *_), values in several_values(rows, name, same):
+            flag = f"--{name.replace('_', '-')} {words(values)}"
+            fail(f'{flag}: {agent} has runs with each; add --by {name}, or --where "{name} == {values[0]}"')
     rows = rows.assign(series=rows["optimizer"] + rows["name"].map(lambda name: f", {name}" * bool(name)))
     for name in by:
         differs = (
@@ -245,10 +244,6 @@ def curve_rows(report, drawn, args):
 
     A run that diverged counts as untrained from then on; else the curve would become that of the others.
     """
-    middles = drawn["total_timesteps"].map(lambda total: (np.arange(BINS) + 0.5) * total / BINS)
-    ends = drawn["untrained"].where(drawn["state"] == "diverged")
-    curves = [np.where(np.isnan(curve), end, curve) for curve, end in zip(drawn["curve"], ends, strict=True)]
-    points = drawn.assign(step=middles, value=pd.Series(curves, drawn.index))
     if args.evaluations:
         steps = {panel: sorted(set().union(*found)) for panel, found in drawn.groupby(PANEL)["evaluations"]}
         evaluated = drawn["evaluations"].copy()
@@ -256,6 +251,11 @@ def curve_rows(report, drawn, args):
             later = [step for step in steps[row["agent"], row["env_id"]] if step > max(row["evaluations"], default=-1)]
             evaluated[i] = row["evaluations"] | dict.fromkeys(later, row["untrained"])
         points = drawn.assign(step=evaluated.map(list), value=evaluated.map(lambda found: [*found.values()]))
+    else:
+        middles = drawn["total_timesteps"].map(lambda total: (np.arange(BINS) + 0.5) * total / BINS)
+        ends = drawn["untrained"].where(drawn["state"] == "diverged")
+        curves = [np.where(np.isnan(curve), end, curve) for curve, end in zip(drawn["curve"], ends, strict=True)]
+        points = drawn.assign(step=middles, value=pd.Series(curves, drawn.index))
     points = points.explode(["step", "value"]).dropna(subset="value").sort_values("step", kind="stable")
     keys = [*PANEL, "series", "learning_rate", "step"]
     return tabulate(points, keys, lambda part: estimate(stats.mean(samples(part, "value"))))

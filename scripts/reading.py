@@ -118,6 +118,13 @@ def read_runs(folders, wanted=lambda key, state: True):
         return pd.DataFrame(list(tqdm(rows, "reading", len(jobs), unit=" runs", disable=None)))
 
 
+def several_values(rows, flag, same):
+    """Yield (key, values as words) of each group of runs, equal in the columns `same`, that has several of a flag."""
+    for key, part in rows.groupby(same):
+        if len(values := part[flag].map(str).unique()) > 1:
+            yield key, values
+
+
 def read_archive(path):
     """Return an archive as a table of COLUMNS and its path in `source`; end the program if it can't be read."""
     try:

@@ -217,7 +217,7 @@ def test_a_grid_that_cannot_be_meant_is_one_line(tmp_path, monkeypatch, capsys, 
 def test_a_sweep_that_is_stopped_and_killed_is_completed_by_the_same_command(tmp_path):
     """Ctrl-C once, then SIGKILL to all of it; the ends are bit for bit those of a sweep that nothing stopped."""
     flags = ["--agent", "a2c", *DRIFT, "--optimizer", "adam", "adahesscale", "--seed", 1, 2, "--local", 2]
-    flags += ["--total-timesteps", 8192]
+    flags += ["--total-timesteps", 12_288]  # long enough that none ends between its first checkpoint and the signal
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
     code, out, err = run(whole, *flags)
@@ -230,7 +230,7 @@ def test_a_sweep_that_is_stopped_and_killed_is_completed_by_the_same_command(tmp
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 75 and out.endswith("the same command goes on from here\n")
-    assert "interrupted" in runs(broken).values()
+    assert "finished" not in runs(broken).values() and "interrupted" in runs(broken).values()
 
     process = start(broken, *flags)
     wait_for(lambda: any(status(f)["resumed_at"] for f in runs(broken)), process)
