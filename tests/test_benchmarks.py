@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,12 +16,6 @@ from test_runs import run_script
 
 sys.path.append(f"{ROOT}/benchmarks")
 import timing
-
-
-def tool(cwd, *command):
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
-    command = [sys.executable, *map(str, command)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def test_tables_are_appended_with_one_head(tmp_path, capsys):
@@ -46,19 +41,22 @@ BENCHMARKS = {
 @pytest.mark.parametrize("script", BENCHMARKS)
 def test_the_benchmarks_run_and_quick_keeps_no_table(tmp_path, script):
     before = {path: path.read_bytes() for path in (ROOT / "results").rglob("*.*") if path.is_file()}
-    done = tool(tmp_path, ROOT / "benchmarks" / script, "--quick", *(PEERS if script != "minibatch.py" else []))
-    assert done.returncode == 0, done.stderr
+    peers = PEERS if script != "minibatch.py" else []
+    with mock.patch.dict(os.environ):  # they limit the threads by it
+        code, out, err = run_script(tmp_path, f"benchmarks/{script}", "--quick", *peers)
+    assert code == 0, err
     for text in BENCHMARKS[script]:
-        assert text in done.stdout
+        assert text in out
     assert not list(tmp_path.iterdir())
     assert {path: path.read_bytes() for path in (ROOT / "results").rglob("*.*") if path.is_file()} == before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_the_convolutions_run_on_a_gpu_and_agree_with_autograd(tmp_path):
-    done = tool(tmp_path, ROOT / "benchmarks/convolutions.py", "--quick", "--cuda", *PEERS)
-    assert done.returncode == 0, done.stderr
-    assert "torch.optim.Adam: gradient as ours" in done.stdout and f" on {torch.cuda.get_device_name()}" in done.stdout
+    with mock.patch.dict(os.environ):
+        code, out, err = run_script(tmp_path, "benchmarks/convolutions.py", "--quick", "--cuda", *PEERS)
+    assert code == 0, err
+    assert "torch.optim.Adam: gradient as ours" in out and f" on {torch.cuda.get_device_name()}" in out
 
 
 @pytest.mark.parametrize("script", ["critic.py", "convolutions.py", "sb3_run.py"])

@@ -233,6 +233,31 @@ def test_a_run_does_not_import_torchs_compiler(tmp_path):
     assert done.stdout.splitlines()[-1:] == ["False"], done.stderr
 
 
+def test_every_script_finds_its_modules_from_any_folder(tmp_path):
+    """Each with its own folder alone in the path, as the interpreter gives it, and nothing of ours imported before."""
+    scripts = [ROOT / "ppo_hesscale.py", ROOT / "a2c_hesscale.py"]
+    scripts += [path for name in ("scripts", "experiments", "benchmarks") for path in (ROOT / name).glob("*.py")]
+    scripts = [str(path) for path in scripts if "__main__" in path.read_text()]
+    scripts.remove(str(ROOT / "benchmarks/sb3_run.py"))  # which is for the peers' environment
+    program = f"""if True:
+        import runpy, sys
+        scripts, path = {scripts!r}, sys.path[1:]
+        ours = {{script.rpartition("/")[0] for script in scripts}}
+        for script in scripts:
+            sys.argv, sys.path = [script, "--help"], [script.rpartition("/")[0], *path]
+            try:
+                runpy.run_path(script, run_name="__main__")
+            except SystemExit as end:
+                print("ended:", end.code or 0)
+            for name, module in list(sys.modules.items()):
+                if (getattr(module, "__file__", None) or "").rpartition("/")[0] in ours:
+                    del sys.modules[name]
+    """
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines().count("ended: 0") == len(scripts) > 12
+
+
 # ---- systems without POSIX ---------------------------------------------------------------------------------
 
 # what Windows, and in part macOS, has not: modules, functions, signals, folders that can be opened, names with colons,

@@ -15,13 +15,14 @@ import subprocess
 import sys
 import time
 import tomllib
+from unittest import mock
 
 import filelock
 import pytest
 import slurm_node
 import yaml
 from conftest import ROOT
-from test_runs import ENVIRONMENT, line, outcome, status, wait_for
+from test_runs import ENVIRONMENT, line, outcome, run_script, status, wait_for
 
 import hesscale_run
 from hesscale_utils import parse_args
@@ -45,10 +46,14 @@ def start(cwd, *flags):
 
 
 def run(cwd, *flags):
-    """Run a sweep to its end; return its exit status, output and errors."""
-    process = start(cwd, *flags)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    """Run a sweep to its end, in this process; return its exit status, output and errors."""
+    handlers = {signum: signal.getsignal(signum) for signum in hesscale_run.SIGNALS}
+    try:
+        with mock.patch.dict(os.environ, ENVIRONMENT, clear=True):
+            return run_script(cwd, "scripts/sweep.py", *flags)
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 def runs(cwd):
