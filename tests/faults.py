@@ -32,10 +32,12 @@ TESTS = {
     "losses": "test_collapse.py",
     "images": "test_images.py",
     "playing": "test_messages.py",
+    "scripts": "test_platforms.py",
 }
 # name, files, which tests, and pairs of a text and its replacement
 # fmt: off
 FAULTS = [
+    ('a benchmark that runs in the tests\' path alone', 'benchmarks/critic.py', 'scripts', ('sys.path.insert(0, str(ROOT / "experiments"))\n', '')),
     ('gn actor gets plain HesScale', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('self.actor.backward(pg.grad, pg.hess, gauss_newton, pg.grad_log_std, pg.hess_log_std)', 'self.actor.backward(pg.grad, pg.hess, False, pg.grad_log_std, pg.hess_log_std)')),
     ('gn actor plain (state_std)', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('self.actor.backward(pg.grad, pg.hess, gauss_newton)', 'self.actor.backward(pg.grad, pg.hess, False)')),
     ('gn actor_std plain', 'ppo_hesscale.py a2c_hesscale.py', 'updates', ('self.actor_std.backward(pg.grad_log_std, pg.hess_log_std, gauss_newton)', 'self.actor_std.backward(pg.grad_log_std, pg.hess_log_std, False)')),
