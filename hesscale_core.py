@@ -56,7 +56,10 @@ class TanhMLP(FlatModule):
         return self.parameters_like(x)[-2].copy() if isinstance(x, np.ndarray) else self.log_std.clone()
 
     def forward(self, x):
-        """Return the output [B, out] for `x` [B, in]; differentiable by autograd if `x` is a tensor."""
+        """Return the output [B, out] for `x` [B, in]; differentiable by autograd if `x` is a tensor.
+
+        `x` is kept for backward, and not copied: write nothing into it before.
+        """
         params = self.parameters_like(x)
         product, tanh = (np.dot, np.tanh) if isinstance(x, np.ndarray) else (torch.matmul, torch.tanh)
         if x.ndim != 2 or x.shape[1] != params[0].shape[1]:
@@ -88,7 +91,8 @@ class TanhMLP(FlatModule):
         if gauss_newton not in (False, True, "exact"):
             raise ValueError(f'gauss_newton={gauss_newton!r}: choose False, True or "exact"')
         second_order = hess_output is not None
-        g, h, inputs = grad_output, hess_output if second_order else grad_output, self._inputs
+        g, h, inputs = grad_output, hess_output, self._inputs
+        h = h if second_order else g  # without a diagonal h only passes the checks
         xp = namespace(inputs[0], g, h)
         if xp is torch:
             self.follow_parameters()
@@ -137,9 +141,11 @@ class TanhMLP(FlatModule):
         self.publish(None if not second_order else "GGN" if exact else "HesScaleGN" if gauss_newton else "HesScale")
 
     def log_std_hess_from_grad(self):
-        """Put log_std's gradient, as it is after clipping, in its .hess, so that its second moment is Adam's."""
+        """Put log_std's gradient, as clipped in place, in its .hess, so that its second moment is Adam's."""
+        if self._parameters["log_std"] is None:
+            raise ValueError("the network has no log_std: make it with log_std=True")
         _, grads, hesses = self.arrays or self.tensors
-        hesses[-2][:] = grads[-2]
+        hesses[-2][:] = grads[-2]  # the last is the whole vector
 
 
 # ---- 2. Losses: exact derivatives with respect to the network's output (Appendices B and C) ----------------
@@ -174,7 +180,10 @@ class Gaussian:
         return (growth + 0.5 * (self.xp.expm1(-2 * growth) + distance * distance)).sum(-1).mean()
 
     def derivatives(self, actions):
-        """Return log q [B], and two pairs of score and curvature [B, A], with respect to mean and to log_std."""
+        """Return log q [B], and two pairs of score and curvature, with respect to mean and to log_std.
+
+        Each is [B, A], but for the curvature in the mean, -1 / std^2, which has log_std's shape.
+        """
         namespace(self.mean, actions)
         check_shapes(self.mean.shape, actions=actions)
         inv_std = self.xp.exp(-self.log_std)
@@ -185,12 +194,12 @@ class Gaussian:
         return log_prob, (standardized * inv_std, -inv_std * inv_std), (z - 1, -2 * z)
 
     def entropy_derivatives(self):
-        """Return gradient and curvature of entropy() with respect to mean, and to log_std."""
+        """Return gradient and curvature of entropy() with respect to mean, and to log_std, with its 1/B."""
         return 0.0, 0.0, 1.0 if self.log_std.ndim == 1 else 1 / len(self.mean), 0.0
 
 
 class Softmax:
-    """A policy that takes one of C actions, with probabilities q that are the softmax of logits [B, C] (App. B.1)."""
+    """A categorical policy of C actions, whose probabilities q are the softmax of logits [B, C] (App. B.1)."""
 
     def __init__(self, logits):
         xp = self.xp = namespace(logits)
@@ -224,7 +233,7 @@ class Softmax:
         return log_prob, (e_a + -self.q, self.q * self.q - self.q)
 
     def entropy_derivatives(self):
-        """Return gradient -q e and curvature -q ((1 - 2q) e + 1 - q) of entropy() [B, C], where e = log q + H."""
+        """Return gradient -q e / B and curvature -q ((1 - 2q) e + 1 - q) / B of entropy(), [B, C]: e = log q + H."""
         q, log_q = self.q, constant(self.log_q)
         e = log_q - (q * log_q).sum(-1)[:, None]
         return -q * e / len(q), -q * ((1 - 2 * q) * e + 1 - q) / len(q)
@@ -262,8 +271,11 @@ def _policy_loss(policy, loss, log_prob, weight, derivatives, ent_coef):
     """Multiply each sample's derivatives by its `weight` [B], sum those of a shared log_std, add the entropy bonus."""
     column = weight[:, None]
     parts = [column * d for d in derivatives[0]]
-    if len(derivatives) == 2:
-        parts += [weight @ d if policy.log_std.ndim == 1 else column * d for d in derivatives[1]]
+    if len(derivatives) == 2 and policy.log_std.ndim == 1:
+        row = weight if policy.xp is np else weight.to(log_prob.dtype)  # torch's product converts nothing
+        parts += [row @ d for d in derivatives[1]]
+    elif len(derivatives) == 2:
+        parts += [column * d for d in derivatives[1]]
     if ent_coef:
         loss = loss - ent_coef * policy.entropy()
         parts = [part - ent_coef * d for part, d in zip(parts, policy.entropy_derivatives(), strict=True)]
@@ -300,11 +312,11 @@ def value_loss(value, returns, old_value=None, clip_coef=None):
 
 def squared_error_loss(output, targets):
     """Half the squared error of several outputs, the mean over the batch of 1/2 |y - t|^2, [B, out], as a Loss."""
-    namespace(output, targets)
-    check_shapes((len(output), output.shape[-1]), output=output)
+    xp, batch = namespace(output, targets), len(output)
+    check_shapes((batch, output.shape[-1]), output=output)
     check_shapes(output.shape, targets=targets)
-    error, batch = output * 1.0 - targets, len(output)  # 0 - 1 is 255 in uint8
-    return Loss(0.5 / batch * (error * error).sum(), constant(error) / batch, constant(error * 0 + 1 / batch))
+    error = output * 1.0 - targets  # 0 - 1 is 255 in uint8
+    return Loss(0.5 / batch * (error * error).sum(), constant(error) / batch, xp.full_like(error, 1 / batch))
 
 
 # ---- 3. Optimizers (Section 5) -----------------------------------------------------------------------------
@@ -335,7 +347,8 @@ class ScaledOptimizer(LightOptimizer):
     by default the paper's for RL; a supervised loss wants a far larger one, or its steps are far too short. A step
     skips parameters that are frozen or have no .grad, and sets .hess to None, so that none is used twice; it records
     `eta` and, if scaled, `trust_region` (h). It raises RuntimeError where derivatives are missing or of another
-    `curvature`, and FloatingPointError if the update is not finite, which leaves the parameters as they were.
+    `curvature`, before it changes anything, and FloatingPointError if the update is not finite, which leaves the
+    parameters as they were, but not the moments: to go on, load an earlier state_dict.
     """
 
     eta, trust_region = 1.0, None
@@ -348,25 +361,30 @@ class ScaledOptimizer(LightOptimizer):
         self.__setstate__({})
 
     def __setstate__(self, state):  # of load_state_dict, copies and pickles
+        name = {**self.__dict__, **state}["param_groups"][0]["kind"]
+        if getattr(self, "name", name) != name:
+            raise ValueError(f"this is the state of an optimizer {name!r}, and cannot be that of {self.name!r}")
         super().__setstate__(state)
-        self.name = self.param_groups[0]["kind"]
+        self.name = name
         self._kept, self.scaled = KeptArrays(self.name), self.name.startswith("scaled-")
         self.second_moment, self.curvature = KINDS[self.name.removeprefix("scaled-")]
         self.needs_hess = self.scaled or self.second_moment == "hess"
-        needed = self.second_moment, self.second_moment, self.scaled and self.second_moment != "hess"
-        self.moments = [*itertools.compress(MOMENTS, needed)]
+        self.moments = ["exp_avg", "exp_avg_sq"] if self.second_moment else []
+        if self.scaled and self.second_moment != "hess":
+            self.moments.append("exp_avg_hess_sq")
 
     def add_param_group(self, param_group):
-        group = self.defaults | param_group
+        delta = self.param_groups[0]["delta"] if self.param_groups else self.defaults["delta"]
+        group = self.defaults | {"delta": delta} | param_group
         if not 0 <= group["lr"] < math.inf:
             raise ValueError(f"lr={group['lr']}: the step size must be a number >= 0")
         if not all(0 <= beta < 1 for beta in group["betas"]):
             raise ValueError(f"betas={group['betas']}: both must be in [0, 1)")
         if not 0 < group["eps"] < math.inf:
             raise ValueError(f"eps={group['eps']}: must be > 0, or a zero curvature would divide by zero")
-        if not 0 < group["delta"] < math.inf or group["delta"] != self.defaults["delta"]:
+        if not 0 < group["delta"] < math.inf or group["delta"] != delta:
             raise ValueError(f"delta={group['delta']}: the radius must be > 0, and one for all groups")
-        super().add_param_group(param_group)
+        super().add_param_group(group)
 
     @np.errstate(all="ignore")  # what is not finite is raised
     def step(self, closure=None):
@@ -377,14 +395,16 @@ class ScaledOptimizer(LightOptimizer):
 
     def update(self):
         """Make one step without what torch puts around `step`, 5% of PPO's minibatch."""
-        steps, h = [], 0.0
+        work, steps, h = [], [], 0.0
         trained = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None and p.requires_grad]
         for group, p in trained:
-            (beta1, beta2), lr = group["betas"], group["lr"]
             state = self.state[p]
             if not state:
                 state.update({name: torch.zeros_like(p, requires_grad=False) for name in self.moments}, step=0)
             arrays = self._kept.read(p, self.curvature if self.needs_hess else None, map(state.get, MOMENTS))
+            work.append((group, p, state, arrays))
+        for group, p, state, arrays in work:  # only now, since reading may raise
+            (beta1, beta2), lr = group["betas"], float(group["lr"])
             xp, data, grad, hess, exp_avg, exp_avg_sq, exp_avg_hess_sq, u, root = arrays
             t = state["step"] = state["step"] + 1
             correction = math.sqrt(1 - beta2**t)  # sqrt(V) / sqrt(V^), a number; a vector takes 2% of a minibatch
@@ -399,7 +419,7 @@ class ScaledOptimizer(LightOptimizer):
             if exp_avg_hess_sq is not None:
                 _average_square(xp, exp_avg_hess_sq, hess, beta2, root)
             root *= u
-            h += float(root.reshape(-1) @ u.reshape(-1)) * scale * scale / correction
+            h += float(root.reshape(-1) @ u.reshape(-1)) * scale * scale / correction  # the sum of sqrt(V^) U^2
             steps.append((data, u, scale))
             p.hess = None
         if not steps:
@@ -407,7 +427,8 @@ class ScaledOptimizer(LightOptimizer):
         if not math.isfinite(h):  # if not scaled, this is all that h is for
             raise FloatingPointError(f"{self.name} with lr={lr:g}: the update of step {t} is not finite")
         if self.scaled:
-            self.trust_region, self.eta = h, min(1.0, math.sqrt(2 * group["delta"] / h)) if h > 0 else 1.0
+            delta = self.param_groups[0]["delta"]
+            self.trust_region, self.eta = h, min(1.0, math.sqrt(2 * delta / h)) if h > 0 else 1.0
         for data, u, scale in steps:
             u *= self.eta * scale
             data -= u

@@ -8,10 +8,10 @@
 
 TanhMLP in hesscale_core.py is the fast way for the agents' networks; this is the general one (Appendix F). Each kind of
 layer has a rule in RULES, to which RULES[MyLayer] = ... adds one. With J the layer's Jacobian and h the diagonal at its
-output, every rule carries h to the input as (J * J)^T h, and adds f'' g where a layer is not linear. So the diagonal is
-exact at the last layer if that is linear and uses each weight once, as nn.Linear does; at layers below it, if the
-Hessian with respect to their outputs is diagonal. It is never exact for a kernel that is used at several positions,
-because the terms between positions are dropped.
+output, every rule carries h to the input as (J * J)^T h, and adds f'' g where a layer is not linear (Eq. 8-11). So a
+layer's diagonal is exact if the Hessian with respect to its outputs is diagonal, and, whatever that is, at a last layer
+each of whose weights enters one output of a sample, as nn.Linear's on [B, in] do. A kernel at several positions, or
+nn.Linear on [B, T, in], lacks the terms between positions. Padding that is not zeros counts as a layer of its own.
 """
 
 import math
@@ -19,7 +19,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call
 
 
 def vjp(output, inputs, v, create_graph=False):
@@ -47,14 +46,14 @@ def weighted(layer, x, out, g, h, gauss_newton):
 def squared_vjp(layer, squares, x, wanted, h):
     """Return (J * J)^T h for each of `wanted`, of the layer with squared parameters at squared inputs.
 
-    Padding that is not zeros counts as a layer of its own. The convolution's own backward pass needs no forward pass of
-    the squares: with that, and nothing carried to the images, AdaHesScale's update of 3C3D takes 2.0 of torch's Adam's
-    and not 2.7 (benchmarks/convolutions.py).
+    The convolution's own backward pass needs no forward pass of the squares: with that, and nothing carried to the
+    images, AdaHesScale's update of 3C3D takes 2.0 of torch's Adam's and not 2.7 (benchmarks/convolutions.py).
     """
     weight, bias = squares["weight"], squares.get("bias")
-    plain = isinstance(layer, CONVOLUTIONS) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    if not plain or x.dim() != weight.dim():
-        return vjp(functional_call(layer, squares, (x,)), wanted, h)
+    if isinstance(layer, nn.Linear):
+        return vjp(F.linear(x, weight, bias), wanted, h)
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str) or x.dim() != weight.dim():
+        return vjp(layer._conv_forward(x, weight, bias), wanted, h)  # and not layer(x), which calls hooks
     mask = [any(t is w for w in wanted) for t in (x, weight, bias)]
     sides = None if bias is None else bias.shape, layer.stride, layer.padding, layer.dilation
     with torch.no_grad():
@@ -95,20 +94,17 @@ def window_weight(layer, x):
     one = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
     if isinstance(layer, ADAPTIVE):  # the window of output i is from floor(i m / n) to ceil((i + 1) m / n)
         weight = one.new_ones(())
-        for m, n in zip(x.shape[2:], layer(one).shape[2:], strict=True):
+        for m, n in zip(x.shape[2:], layer.forward(one).shape[2:], strict=True):
             size = [math.ceil((i + 1) * m / n) - i * m // n for i in range(n)]
             weight = weight[..., None] / torch.tensor(size, dtype=x.dtype, device=x.device)
         return weight
     if isinstance(layer, nn.AvgPool1d):
-        sides = [
-            (1, *side) if i < 2 else (0, *side)
-            for i, side in enumerate((layer.kernel_size, layer.stride, layer.padding))
-        ]
-        inputs = F.avg_pool2d(one[:, :, None], *sides, layer.ceil_mode, divisor_override=1)[:, :, 0]
+        (k,), (s,), (p,) = layer.kernel_size, layer.stride, layer.padding  # only in 2-D can the divisor be set
+        inputs = F.avg_pool2d(one[:, :, None], (1, k), (1, s), (0, p), layer.ceil_mode, divisor_override=1)[:, :, 0]
     else:
         pool = F.avg_pool2d if isinstance(layer, nn.AvgPool2d) else F.avg_pool3d
         inputs = pool(one, layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, divisor_override=1)
-    return layer(one) / inputs  # the mean of ones, of which padding is none, over their number
+    return layer.forward(one) / inputs  # the mean of ones, of which padding is none, over their number
 
 
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
@@ -132,22 +128,22 @@ class HesScale(nn.Module):
     """A network that backpropagates a gradient and a Hessian diagonal through the layers of an nn.Sequential.
 
     `model` may contain further nn.Sequentials; its parameters are those of this network. Raises TypeError for a layer
-    without a rule, and ValueError for a layer or a parameter that is used twice.
+    without a rule, and ValueError for a parameter that is used twice.
     """
 
     def __init__(self, model):
         super().__init__()
         self.model, self._kept = model, []
-        layers = self.layers
-        if len({*map(id, layers)}) < len(layers):
-            raise ValueError("a layer is used twice: give each place a layer of its own")
-        if len(list(self.parameters())) < sum(len(list(layer.parameters())) for layer in layers):
-            raise ValueError("two layers share a parameter: give each layer its own")
+        _ = self.layers  # for what it raises
 
     @property
     def layers(self):
         """The layers of `model` as they are now, in order: one may have been replaced."""
-        return list(self._layers_of(self.model, "model"))
+        layers = list(self._layers_of(self.model, "model"))
+        parameters = [p for layer in layers for p in layer._parameters.values() if p is not None]
+        if len({*map(id, parameters)}) < len(parameters):
+            raise ValueError("a parameter is used twice: give each place in the network parameters of its own")
+        return layers
 
     def _layers_of(self, module, place):
         if type(module) is nn.Sequential:

@@ -253,6 +253,10 @@ def check_args(args):
     check(lambda x: 0 <= x < math.inf, "must be a number >= 0", "ent_coef")
     check(lambda betas: all(0 <= beta < 1 for beta in betas), "both must be in [0, 1)", "betas")
     check(lambda _: not args.anneal_lr, "--anneal-lr sets the step size, too; leave one of them out", "desired_kl")
+    if args.optimizer.startswith("scaled-"):
+        check(lambda _: False, f"{args.optimizer}'s trust region cancels the step size; leave one out", "desired_kl")
+        if getattr(args, "reset_step", False):
+            fail(f"--reset-step: {args.optimizer}'s trust region would shrink by its bias correction; leave one out")
     check(lambda n: 0 <= n < 2**32, "must be in [0, 2^32)", "seed")
     check(lambda n: n >= 0, "must be at least 0, which turns checkpoints off", "checkpoint_interval")
     check(lambda name: name.isprintable(), "has characters that can't be printed", "env_id", "exp_name")

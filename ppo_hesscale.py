@@ -267,7 +267,7 @@ def rollout(args, agent, envs, next_obs, rng, run):
 def adapt_step_size(optimizers, log_ratios, desired_kl):
     """Adapt the step size to the KL divergence that an epoch's log-ratios estimate, as rl_games does.
 
-    It stays within its bounds, 1e-6 and 1e-2; from outside, where scaled optimizers begin, it only moves back in.
+    It stays within its bounds, 1e-6 and 1e-2; from outside it only moves back in.
     """
     kl = (np.exp(log_ratios) - 1 - log_ratios).mean()
     for optimizer in optimizers.values():

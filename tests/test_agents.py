@@ -396,6 +396,8 @@ OF_ONE_AGENT = [
     ("ppo", "--clip-coef 0", "--clip-coef 0.0: must be a number above 0"),
     ("ppo", "--desired-kl 0", "--desired-kl 0.0: must be a number above 0"),
     ("ppo", "--desired-kl 0.01 --anneal-lr", "--desired-kl 0.01: --anneal-lr sets the step size, too; leave one of"),
+    ("ppo", "--desired-kl 0.01", "--desired-kl 0.01: scaled-adahesscale's trust region cancels the step size; leave"),
+    ("ppo", "--reset-step --optimizer scaled-sgd", "--reset-step: scaled-sgd's trust region would shrink by its bias"),
     ("a2c", "--desired-kl 0.01", "Unrecognized options: --desired-kl"),
     ("ppo", "--target-kl 0", "--target-kl 0.0: must be a number above 0"),
     ("a2c", "--num-steps 1 --norm-adv", "--num-steps 1: --norm-adv needs a rollout of at least 2 samples"),

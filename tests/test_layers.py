@@ -228,6 +228,68 @@ def test_a_layer_that_is_replaced_is_trained():
         net(torch.randn(6, 3))
 
 
+def test_what_shares_a_parameter_later_is_refused():
+    for share in (lambda model: setattr(model[2], "weight", model[0].weight), lambda model: model.insert(3, model[0])):
+        model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
+        net = HesScale(model)
+        share(model)
+        with pytest.raises(ValueError, match="a parameter is used twice"):
+            net(torch.randn(3, 2))
+
+
+@pytest.mark.parametrize("layer", [nn.Tanh(), nn.Dropout(0.5).eval(), nn.Unflatten(1, (2,))])
+def test_a_layer_without_parameters_may_be_used_twice(layer):
+    linear, x = [nn.Linear(2, 2) for _ in range(3)], torch.randn(5, 2)
+    once, twice = [linear[0], layer, linear[1], layer, linear[2]], []
+    for place in once:
+        twice.append(copy.deepcopy(place))
+    found = []
+    for model in (nn.Sequential(*once), nn.Sequential(*twice)):
+        net = HesScale(model)
+        _, grad, hess = squared_error_loss(net(x), x)
+        net.backward(grad, hess)
+        found.append([d for p in net.parameters() for d in (p.grad, p.hess)])
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(4, 2),
+        nn.Conv1d(1, 2, 3, padding="same"),
+        nn.Conv1d(1, 1, 2, padding=1, padding_mode="reflect"),
+        nn.Conv1d(1, 2, 2),
+        nn.AvgPool1d(2),
+        nn.AdaptiveAvgPool1d(3),
+        nn.ELU(),
+    ],
+)
+def test_hooks_see_the_forward_pass_alone(layer):
+    """And no squares, which backward computes with."""
+    layer, seen = copy.deepcopy(layer).double(), []
+    net = HesScale(nn.Sequential(nn.Conv1d(1, 1, 1), layer))
+    layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    out = net(torch.randn(3, 1, 4))
+    net.backward(torch.ones_like(out), torch.ones_like(out))
+    assert len(seen) == 1 and seen[0] is out
+
+
+def test_a_last_layer_is_exact_where_the_losss_hessian_is_diagonal_though_a_kernel_has_several_positions():
+    """With squared errors it is; a cross-entropy over the positions leaves out the terms between them."""
+    for layer, shape in ((nn.Conv1d(1, 2, 3, padding=1), (4, 1, 6)), (nn.Linear(3, 2), (4, 6, 3))):
+        model = nn.Sequential(layer, nn.Flatten())
+        net, x = HesScale(model), torch.randn(shape)
+        for exact in (True, False):
+            out = net(x)
+            squared = squared_error_loss(out, torch.randn(4, 12))
+            loss, grad, hess = squared if exact else cross_entropy_loss(out, torch.arange(4))
+            diagonals = exact_diagonal(model, loss)
+            net.backward(grad, hess)
+            for p, diagonal in zip(net.parameters(), diagonals, strict=True):
+                assert torch.allclose(p.hess, diagonal) is exact
+
+
 def test_the_last_linear_layer_is_exact():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ELU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3))
     net, x, targets = HesScale(model), torch.randn(5, 1, 6, 6), torch.randn(5, 3)
@@ -414,8 +476,8 @@ class OwnForward(nn.Sequential):
         (nn.Sequential(nn.AlphaDropout()), TypeError, "model.0 is a AlphaDropout"),
         (OwnForward(nn.Linear(2, 2)), TypeError, "model is a OwnForward"),
         (nn.MaxPool2d(2, return_indices=True), TypeError, "model returns indices"),
-        (nn.Sequential(*[nn.Linear(2, 2)] * 2), ValueError, "a layer is used twice"),
-        (tied(), ValueError, "two layers share a parameter"),
+        (nn.Sequential(*[nn.Linear(2, 2)] * 2), ValueError, "a parameter is used twice"),
+        (tied(), ValueError, "a parameter is used twice"),
         (pruned(), TypeError, "model.1 has the parameters weight_orig: HesScale knows weight and bias"),
     ],
 )

@@ -325,6 +325,15 @@ def test_shapes_that_do_not_fit_a_softmax_are_named(kind, wrong):
         Softmax(logits[0])
 
 
+def test_advantages_may_be_float64_where_the_policy_is_float32(kind):
+    mean, log_std = (torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in ((5, 2), (2,)))
+    actions, advantages = mean + 0.3, torch.linspace(-1, 1, 5)
+    expected = policy_gradient_loss(Gaussian(kind(mean), kind(log_std)), kind(actions), kind(advantages))
+    found = policy_gradient_loss(Gaussian(kind(mean), kind(log_std)), kind(actions), kind(advantages.double()))
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+
+
 def test_a_column_of_values_never_broadcasts_against_a_row_of_returns():
     with pytest.raises(ValueError, match=r"returns has shape \[4\]; expected \[4, 1\]"):
         value_loss(np.zeros((4, 1)), np.zeros(4))

@@ -310,9 +310,13 @@ def test_a_diagonal_is_never_used_twice(memory, name):
     optimizer = make_optimizer(name, params, lr=0.1)
     set_derivatives(params, 0)
     if optimizer.needs_hess:
-        params[1].hess = None
+        params[1].hess, start = None, [p.detach().clone() for p in params]
         with pytest.raises(RuntimeError, match=rf"{name}: a parameter of shape \[4\] has no \.hess"):
             optimizer.step()
+        close(params, start)
+        state = optimizer.state[params[0]]  # nothing has moved, so that the step can be made again
+        assert params[0].hess is not None and state["step"] == 0
+        assert not any(moment.any() for moment in state.values() if isinstance(moment, torch.Tensor))
     set_derivatives(params, 0)
     optimizer.step()
     assert all(p.hess is None for p in params)
@@ -573,6 +577,44 @@ def test_groups_share_one_trust_region():
     groups = [{"params": params} for params in (make_params()[:2], make_params()[2:])]
     with pytest.raises(ValueError, match=r"delta=0\.5: .* one for all groups"):
         make_optimizer("scaled-adam", [groups[0], groups[1] | {"delta": 0.5}], lr=0.1, delta=1e-3)
+
+
+@pytest.mark.parametrize("how", ["set", "loaded"])
+def test_the_first_groups_radius_is_all_groups(how):
+    """Whether it was changed, as when it is annealed, or loaded; a group that comes later has it too."""
+    params = make_params()
+    optimizer = make_optimizer("scaled-adahesscale", [{"params": params[:1]}, {"params": params[1:2]}], lr=1.0)
+    if how == "set":
+        optimizer.param_groups[0]["delta"] = 1e-10
+    else:
+        of = [{"params": group} for group in (make_params()[:1], make_params()[1:2])]
+        optimizer.load_state_dict(make_optimizer("scaled-adahesscale", of, lr=1.0, delta=1e-10).state_dict())
+    with pytest.raises(ValueError, match=r"delta=1e-08: .* one for all groups"):
+        optimizer.add_param_group({"params": params[2:], "delta": 1e-8})
+    optimizer.add_param_group({"params": params[2:]})
+    assert optimizer.param_groups[2]["delta"] == 1e-10
+    set_derivatives(params, 0)
+    optimizer.step()
+    assert optimizer.eta**2 * optimizer.trust_region / 2 == pytest.approx(1e-10)
+
+
+def test_another_optimizers_state_is_refused_and_changes_nothing():
+    adam, ours = (make_optimizer(name, make_params(), lr=0.1) for name in ("adam", "scaled-adahesscale"))
+    before = ours.state_dict()
+    with pytest.raises(
+        ValueError, match="the state of an optimizer 'adam', and cannot be that of 'scaled-adahesscale'"
+    ):
+        ours.load_state_dict(adam.state_dict())
+    assert ours.name == "scaled-adahesscale" and ours.state_dict() == before
+
+
+def test_a_step_size_may_be_a_tensor(memory):
+    one, two = make_params(), make_params()
+    for params, lr in ((one, 0.1), (two, torch.tensor(0.1, dtype=torch.float64))):
+        optimizer = make_optimizer("scaled-adahesscale", params, lr)
+        set_derivatives(params, 0)
+        optimizer.step()
+    close(one, two)
 
 
 def test_an_unknown_name_lists_the_known_ones():

@@ -184,7 +184,7 @@ def test_thirty_kills(tmp_path, agent, env_id):
         "--env-id toy_envs:Drift-v0 --optimizer adahessian --no-norm-obs --no-norm-reward --max-grad-norm 0.5",
         "--env-id toy_envs:Counter-v0 --optimizer adahesscale",
         "--env-id toy_envs:Slots-v0 --optimizer adam --num-envs 2",
-        "--env-id toy_envs:Drift-v0 --optimizer scaled-adahesscale --critic-ggn --betas 0.9 0.9 --desired-kl 0.01",
+        "--env-id toy_envs:Drift-v0 --optimizer adahesscale --critic-ggn --betas 0.9 0.9 --desired-kl 0.01",
         "--env-id toy_envs:Drift-v0 --optimizer scaled-adam --delta 1e-3",
         "--env-id toy_envs:Drift-v0 --optimizer adam --reset-step --time-feature --no-orthogonal-init",
         "--env-id Humanoid-v4 --optimizer scaled-adahesscale",

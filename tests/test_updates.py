@@ -735,7 +735,7 @@ RUNS = [
     ("a2c", "gaussian", dict(optimizer="scaled-adahesscale", delta=1e-6, eps=1e-3, seed=3, anneal_lr=True) | LONG),
     ("a2c", "state-dependent gaussian", dict(optimizer="scaled-adam", learning_rate=0.01) | LONG),
     ("a2c", "softmax", dict(optimizer="adahessian", anneal_lr=True) | LONG),
-    ("ppo", "gaussian", dict(optimizer="scaled-adam", delta=1e-4, time_feature=True, critic_ggn=True, desired_kl=1e-3)),
+    ("ppo", "gaussian", dict(optimizer="adahesscale", time_feature=True, critic_ggn=True, desired_kl=1e-3)),
     ("ppo", "gaussian", dict(optimizer="adam", reset_step=True, betas=(0.9, 0.9))),
     ("a2c", "state-dependent gaussian", dict(optimizer="sgd", orthogonal_init=False, time_feature=True) | SHORT),
     ("a2c", "softmax", dict(optimizer="sgd", max_grad_norm=0.2, norm_obs=False, norm_reward=False) | SHORT),
