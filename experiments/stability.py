@@ -1,7 +1,7 @@
 """Figure 7, and how many runs lose what they have learned: single runs, the share of runs with a loss, and a table.
 
     scripts/run.sh experiments/stability.py figure7 --out results/stability/figure7
-    scripts/run.sh experiments/stability.py figure7_pressure left_running --out results/stability/pressure
+    scripts/run.sh experiments/stability.py figure7_pressure --out results/stability/pressure
 
 Runs come from runs/ and from the archives in results/. A run's return is that of its learning curve in 100 bins of
 steps, averaged over the last 5 bins so far. Its peak is the largest such return so far; its height is the peak minus
