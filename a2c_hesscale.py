@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from hesscale_core import Gaussian, Softmax, TanhMLP, hutchinson, make_optimizer, policy_gradient_loss, value_loss
-from hesscale_envs import make_envs
+from hesscale_envs import closed_if_it_fails, make_envs
 from hesscale_run import Run, evaluate, get_state, load_checkpoint, seed_everything, start
 from hesscale_utils import (
     check_args,
@@ -307,9 +307,10 @@ def main(args):
     num_iterations = args.total_timesteps // batch_size
     run_name = f"{args.env_id}__{args.exp_name}__{args.optimizer}__{args.seed}__{int(time.time())}"
 
-    # seeding and env setup
-    rng = seed_everything(args.seed, args.torch_deterministic)
+    # seeding and env setup; seeded again, because an environment may draw numbers, or seed, as it is made
+    seed_everything(args.seed, args.torch_deterministic)
     envs = make_envs(args, run_name)
+    rng = seed_everything(args.seed, args.torch_deterministic)
 
     # agent setup: one optimizer, and so one trust region, for the critic and one for all networks of the policy
     # (Algorithm 3); AdaHessian's derivatives are autograd's, of the parameters one by one
@@ -325,7 +326,7 @@ def main(args):
         params = [p for net in nets for p in (net.parameters() if by_autograd else [net.flat])]
         optimizers[name] = make_optimizer(args.optimizer, params, **options)
 
-    with Run(args, run_name, checkpoint) as run:
+    with closed_if_it_fails(envs), Run(args, run_name, checkpoint) as run:
         next_obs = start(args, envs, checkpoint, agent, optimizers, rng)
         updates_per_record = math.ceil(2048 / batch_size)
         history = defaultdict(list, from_plain(checkpoint["history"]) if checkpoint else {})

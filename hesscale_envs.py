@@ -1,11 +1,11 @@
 """Environments: making them, normalizing observations and rewards, saving and restoring their state."""
 
 import ast
+import contextlib
 import copy
 import inspect
 import math
 import os
-import random
 import re
 import sys
 import warnings
@@ -14,7 +14,9 @@ import gymnasium as gym
 import numpy as np
 
 import hesscale_state
-from hesscale_utils import fail, file_name, from_plain, new_folder, to_plain, warn
+from hesscale_utils import fail, file_name, from_plain, new_folder, random_states_kept, to_plain, warn
+
+SCRIPTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "scripts")  # the programs there import from it
 
 
 class EnvironmentFailed(Exception):
@@ -97,9 +99,8 @@ class NormalizedEnv:
         self.eps = np.full(self.obs_dim, 1e-8)
         self.rounds = not self.discrete and not np.issubdtype(env.action_space.dtype, np.floating)
         # what is larger has a variance that overflows, or without normalization no float32
-        largest_float32 = float(np.finfo(np.float32).max)
-        self.largest_square = 1e280 if norm_obs else largest_float32**2
-        self.largest_reward = 1e140 if norm_reward else largest_float32
+        self.largest_square = 1e280 if norm_obs else float(np.finfo(np.float32).max) ** 2
+        self.largest_reward = 1e30  # so that the return of a long episode is a float32, as event files have it
         self.discounted_return = self.episode_return = 0.0
         self.episode_length = 0
         self.obs = None
@@ -179,7 +180,7 @@ class NormalizedEnv:
     def _normalize(self, returned, action=None):
         try:
             obs = np.asarray(returned).astype(np.float64, "K", "same_kind", True, False).ravel()
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):  # the last of a tensor that autograd follows
             raise _failure(action, f"returned the observation {_brief(returned)}, which is not numbers") from None
         if self.time_limit is not None:
             obs = np.append(obs, self.episode_length / self.time_limit - 0.5)
@@ -290,7 +291,7 @@ def _number(value):
     try:
         array = np.asarray(value)
         return float(value if isinstance(value, int) else array.item()) if array.dtype.kind in "biufO" else math.nan
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last of a tensor that autograd follows
         return math.nan
 
 
@@ -397,7 +398,8 @@ def make_env(args, video_folder=None, video_trigger=None):
         mode = kwargs["render_mode"]
         fail(f"--env-kwargs {text}: --capture-video needs render_mode=rgb_array, not {mode}; leave one of them out")
     try:
-        with warnings.catch_warnings():  # gymnasium calls every -v4 out of date, and the paper uses them
+        # gymnasium calls every -v4 out of date, and the paper uses them; an environment may leave the folder
+        with warnings.catch_warnings(), contextlib.chdir("."), np.errstate():
             warnings.simplefilter("ignore", DeprecationWarning)
             env = gym.make(env_id, **kwargs)
     except (Exception, SystemExit) as error:  # a gym.error.Error, or whatever the environment's own constructor raises
@@ -414,12 +416,15 @@ def make_env(args, video_folder=None, video_trigger=None):
         cause = error.__cause__ or error  # gymnasium's text tells little more than Python's
         if isinstance(cause, ModuleNotFoundError) and re.split("[.:]", env_id)[0] == cause.name:
             fail(f"{flags}: {cause}; its folder must be in PYTHONPATH, as in PYTHONPATH=. python ...")
+        module = sys.modules.get(env_id.partition(":")[0])
+        if ":" in env_id and os.path.dirname(getattr(module, "__file__", None) or "") == SCRIPTS:
+            fail(f"{flags}: scripts/ has a module of this name, too; give yours another name")
         # a KeyError's text is the key alone
         fail(f"{flags}: {repr(error) if isinstance(error, KeyError) else str(error) or repr(error)}")
     for name in ("action_space", "observation_space"):
         if isinstance(space := inspect.getattr_static(env.unwrapped, name, None), gym.Space):
             setattr(env.unwrapped, name, copy.deepcopy(space))  # or its seed would be that of all its class
-    actions, observations = env.action_space, env.observation_space
+    actions, observations = getattr(env, "action_space", None), getattr(env, "observation_space", None)
     if not isinstance(actions, (gym.spaces.Box, gym.spaces.Discrete)):
         fail(f"--env-id {env_id} has the action space {actions}; supported: Box and Discrete")
     try:
@@ -435,10 +440,9 @@ def make_env(args, video_folder=None, video_trigger=None):
     if getattr(args, "time_feature", False) and env.spec.max_episode_steps is None:
         fail(f"--time-feature: {env_id} has no time limit (max_episode_steps); leave it out")
     if video_folder:
-        # an environment may draw from the global generators, and a run with videos is the same as one without
-        states = random.getstate(), np.random.get_state()
         try:
-            env.reset()
+            with random_states_kept():  # a run with videos is the same as one without
+                env.reset()
             follow_body(getattr(env.unwrapped, "mujoco_renderer", None))
             with warnings.catch_warnings():  # GLFW's, of which the error says as much
                 warnings.simplefilter("ignore")
@@ -446,8 +450,6 @@ def make_env(args, video_folder=None, video_trigger=None):
             env = gym.wrappers.RecordVideo(env, video_folder, video_trigger)
         except Exception as error:
             fail_to_render(env_id, error)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
     time_limit = env.spec.max_episode_steps if getattr(args, "time_feature", False) else None
     return NormalizedEnv(env, args.gamma, args.norm_obs, args.norm_reward, time_limit)
 
@@ -483,14 +485,23 @@ def fail_to_render(env_id, error):
 
 def is_one_object(args, env):
     """Return whether another environment that is made by `args` would be the object that `env` is made of."""
-    states = random.getstate(), np.random.get_state()
-    other = make_env(args)
-    random.setstate(states[0])
-    np.random.set_state(states[1])
+    with random_states_kept():
+        other = make_env(args)
     if other.env.unwrapped is env.env.unwrapped:
         return True
     other.close()
     return False
+
+
+@contextlib.contextmanager
+def closed_if_it_fails(envs):
+    """Close environments if the block raises, for a thread of one could keep the program from ending."""
+    try:
+        yield
+    except BaseException:
+        for env in envs:
+            env.close()
+        raise
 
 
 def make_envs(args, run_name):

@@ -33,7 +33,19 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from hesscale_envs import ActionNotFinite, EnvironmentFailed, make_env, play_episode, warnings_of
-from hesscale_utils import fail, file_name, from_plain, make_rng, new_folder, plain_switches, printing, to_plain, warn
+from hesscale_utils import (
+    fail,
+    file_name,
+    get_random_states,
+    make_rng,
+    new_folder,
+    plain_switches,
+    printing,
+    random_states_kept,
+    set_random_states,
+    to_plain,
+    warn,
+)
 
 # exit statuses besides 0, which is for a finished run
 ERROR, DIVERGED, INTERRUPTED = 1, 3, 75  # 75 is EX_TEMPFAIL of sysexits.h: run it again
@@ -157,22 +169,6 @@ def set_state(checkpoint, agent, optimizers, envs, rng, seed):
     return np.stack(next_obs)
 
 
-def get_random_states():
-    """Return the states of Python's, numpy's and torch's global generators, as plain data and tensors."""
-    states = {"random": random.getstate(), "numpy": to_plain(np.random.get_state(legacy=False))}
-    cuda = {"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {}
-    return states | {"torch": torch.get_rng_state()} | cuda
-
-
-def set_random_states(states):
-    """Restore what get_random_states returned."""
-    random.setstate(states["random"])
-    np.random.set_state(from_plain(states["numpy"]))
-    torch.set_rng_state(states["torch"])
-    for device, state in zip(range(torch.cuda.device_count()), states.get("cuda", []), strict=False):
-        torch.cuda.set_rng_state(state, device)  # a machine with fewer GPUs, or none, passes over the rest
-
-
 ENDLESS = 10_000  # steps after which an evaluation leaves an episode without a time limit; a signal waits for it
 
 
@@ -188,15 +184,15 @@ def evaluate(args, agent, envs):
     with the same seeds; so the training goes on as if there had been none, and a resumed run has the same figures. An
     environment that shares state between its instances would break this.
     """
-    random_states, returns, lengths = get_random_states(), [], []
-    env = make_env(args)
-    env.freeze({"obs": envs[0].obs_rms.get_state()})
-    for episode in range(args.eval_episodes):
-        play_episode(agent, env, seed=args.seed + 10_000 + episode, max_steps=episode_limit(env) or ENDLESS)
-        returns.append(env.episode_return)
-        lengths.append(env.episode_length)
-    env.close()
-    set_random_states(random_states)
+    returns, lengths = [], []
+    with random_states_kept():
+        env = make_env(args)
+        env.freeze({"obs": envs[0].obs_rms.get_state()})
+        for episode in range(args.eval_episodes):
+            play_episode(agent, env, seed=args.seed + 10_000 + episode, max_steps=episode_limit(env) or ENDLESS)
+            returns.append(env.episode_return)
+            lengths.append(env.episode_length)
+        env.close()
     return {"eval/episodic_return": np.mean(returns), "eval/episodic_length": np.mean(lengths)}
 
 
@@ -414,6 +410,8 @@ def load_model(path):
     """
     files = sorted(Path(path).glob("*.pt")) if os.path.isdir(path) else [Path(path)]
     models = [file for file in files if not file.name.startswith("checkpoint")]
+    if os.path.isfile(path) and not models:
+        fail(f"{path}: is a checkpoint; give the folder of its run")
     try:
         if models:
             model = torch.load(models[0], map_location="cpu", weights_only=True)
@@ -464,7 +462,7 @@ def find_run(args, learning_rates):
             continue
         same = identity(status["script"], defaults | status["args"]) == identity(script, wanted)
         if same and list(Path(folder).glob("checkpoint*.pt")):
-            found.append((status["start"], folder))
+            found.append((datetime.datetime.fromisoformat(status["start"]), folder))  # of whatever time zone
     return max(found)[1] if found else None
 
 

@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 import os
+import random
 import re
 import shlex
 import subprocess
@@ -72,6 +73,8 @@ def quiet_end():
             print(end="", flush=True)  # what is left fails here, and not in the interpreter's end
     except KeyboardInterrupt:
         sys.exit(130)
+    except MemoryError as error:
+        fail(f"out of memory: {error}; give smaller numbers, as of --num-steps and --num-envs")
     except BrokenPipeError:  # of `| head`
         _print_to_nowhere("stdout")  # or it fails again
         sys.exit(141)
@@ -267,6 +270,7 @@ def check_args(args):
     check(lambda name: name and name[0] != ".", f"{for_file} be empty or begin with a dot", "exp_name")
     check(lambda name: not set(name) & {*"/\\*?[]"}, f"{for_file} have any of / \\ * ? [ ]", "exp_name")
     check(lambda name: not name.startswith("checkpoint"), f"{for_file} begin as a checkpoint's does", "exp_name")
+    check(lambda name: "tfevents" not in name, "TensorBoard would take the run's folder for a file", "exp_name")
     longest = max("env_id", "exp_name", key=lambda name: len(getattr(args, name)))
     length = len(f"{args.env_id}__{args.exp_name}__{args.optimizer}__{args.seed}__".encode())
     check(lambda name: length <= 235, f"is too long: it names a folder, whose name is {length} bytes long", longest)
@@ -439,3 +443,29 @@ def from_plain(value):
     if type(value) in (list, tuple):
         return type(value)(map(from_plain, value))
     return {key: from_plain(v) for key, v in value.items()} if type(value) is dict else value
+
+
+def get_random_states():
+    """Return the states of Python's, numpy's and torch's global generators, as plain data and tensors."""
+    states = {"random": random.getstate(), "numpy": to_plain(np.random.get_state(legacy=False))}
+    cuda = {"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {}
+    return states | {"torch": torch.get_rng_state()} | cuda
+
+
+def set_random_states(states):
+    """Restore what get_random_states returned."""
+    random.setstate(states["random"])
+    np.random.set_state(from_plain(states["numpy"]))
+    torch.set_rng_state(states["torch"])
+    for device, state in zip(range(torch.cuda.device_count()), states.get("cuda", []), strict=False):
+        torch.cuda.set_rng_state(state, device)  # a machine with fewer GPUs, or none, passes over the rest
+
+
+@contextlib.contextmanager
+def random_states_kept():
+    """Leave Python's, numpy's and torch's global generators as they were before."""
+    states = get_random_states()
+    try:
+        yield
+    finally:
+        set_random_states(states)

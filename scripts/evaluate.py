@@ -22,8 +22,8 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hesscale_envs import EnvironmentFailed, make_env, play_episode
-from hesscale_run import load_model
-from hesscale_utils import check_extras, fail, limit_threads, make_rng, new_folder, parse_args, quiet_end
+from hesscale_run import load_model, seed_everything
+from hesscale_utils import check_extras, fail, limit_threads, new_folder, parse_args, quiet_end
 from ppo_hesscale import Agent  # a2c_hesscale.py's is the same
 
 
@@ -99,6 +99,7 @@ def play(args, model, videos):
         time_feature=model["time_feature"],
     )  # fmt: skip
     warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # gymnasium's, of any folder that is there
+    rng = seed_everything(args.seed, True)  # the global generators as well, from which environments may draw
     env = make_env(options, videos, video_trigger=lambda episode: True)
     found = env.obs_dim, env.action_dim, env.discrete
     if found != trained_on:
@@ -110,7 +111,6 @@ def play(args, model, videos):
         fail(f"{args.path}: its agent has {sizes}; it is of another commit, which can play it")
     agent.load_state_dict(parameters)
     env.freeze(model["statistics"][0])
-    rng = make_rng(args.seed)
     returns, lengths, cut_off, last_line = [], [], 0, time.perf_counter()
 
     def tell():

@@ -44,6 +44,9 @@ class Cell(NamedTuple):
             value, flag = getattr(self.args, field.name), field.name.replace("_", "-")
             if value != field.default or field.name in ABOUT:
                 words = map(str, value if isinstance(value, tuple) else [value])
+                if isinstance(value, str) and value.startswith("-"):  # or it would be read as a flag
+                    yield f"--{flag}={value}"
+                    continue
                 yield from [f"--{'' if value else 'no-'}{flag}"] if field.type is bool else [f"--{flag}", *words]
 
     def command(self):

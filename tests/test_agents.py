@@ -385,6 +385,7 @@ BAD_INPUT = [
     ("--betas nan 0.9", "--betas nan 0.9: both must be in [0, 1)"),
     ("--betas 0.9", "Missing value for argument '--betas'. Expected 2 values"),
     ("--seed abc", "--seed abc: must be a whole number"),
+    ("--exp-name tfevents", "--exp-name tfevents: TensorBoard would take the run's folder for a file"),
     ("--sede 1", "Unrecognized options: --sede"),
 ]
 OF_ONE_AGENT = [

@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from gymnasium import spaces
 from test_agents import AGENTS
 from test_runs import args_of as command_line
@@ -189,6 +190,7 @@ NOT_OBSERVATIONS = [
     (np.array([np.nan]), "[nan]), which is not finite"),
     ([-np.inf], "[-inf], which is not finite"),
     ([1e39], "which is too large: at most 3e+38"),  # for a network's float32
+    (torch.ones(1, requires_grad=True), "which is not numbers"),
     (None, "the observation None, which is not numbers"),
     ("0.5", "which is not numbers"),
     (["0.5"], "which is not numbers"),
@@ -197,12 +199,13 @@ NOT_OBSERVATIONS = [
     ([[1.0], [1.0, 2.0]], "which is not numbers"),
     (np.array([None]), "which is not numbers"),
 ]
+GROWING = torch.tensor(1.0, requires_grad=True)
 NOT_STEPS = [
     *({"obs": obs} | {"message": message} for obs, message in NOT_OBSERVATIONS),
     *({"reward": r, "message": f"returned the reward {r!r} from step, which is no finite number"}
-      for r in (None, float("nan"), -float("inf"), "1.0", 1j, [1.0, 2.0], np.float32("nan"))),
-    *({"reward": r, "message": f"returned the reward {r!r} from step, which is too large: at most 3e+38"}
-      for r in (1e39, -1e200, 10**60)),
+      for r in (None, float("nan"), -float("inf"), "1.0", 1j, [1.0, 2.0], np.float32("nan"), GROWING)),
+    *({"reward": r, "message": f"returned the reward {r!r} from step, which is too large: at most 1e+30"}
+      for r in (1e31, -1e200, 10**60)),  # for the events' float32, in which a return is a sum of many
     *({flag: value, "message": f"{flag} {value!r}"}
       for flag in ("terminated", "truncated") for value in (None, np.nan, 2, "False", np.array([True, False]), [])),
     {"whole": (np.zeros(1), 0.0, False, {}), "message": "not (observation, reward, terminated, truncated, info)"},
@@ -330,6 +333,30 @@ def test_actions_have_the_spaces_shape_and_type_and_are_rounded_to_integers(monk
     assert all(np.shape(action) == shape and action.dtype == dtype for action in taken)
 
 
+def test_an_environment_without_spaces_is_one_line(monkeypatch):
+    class Bare(Toggle):
+        action_space = None
+
+    del Bare.action_space
+    monkeypatch.delattr(Toggle, "action_space")
+    monkeypatch.setattr(gym, "make", lambda *args, **kwargs: Bare())
+    with pytest.raises(SystemExit, match=r"^error: --env-id Bare-v0 has the action space None; supported: Box and"):
+        make_env(args_of("Bare-v0"))
+
+
+def test_what_an_environment_changes_as_it_is_made_is_put_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = np.geterr()
+    make_env(args_of("toy_envs:Meddles-v0")).close()  # or its thread would not let this process end
+    assert os.getcwd() == str(tmp_path) and np.geterr() == before
+
+
+def test_a_module_that_scripts_hides_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "grid", SimpleNamespace(__file__=f"{ROOT}/scripts/grid.py"))
+    with pytest.raises(SystemExit, match=r"^error: --env-id grid:World-v0: scripts/ has a module of this name, too;"):
+        make_env(args_of("grid:World-v0"))
+
+
 def test_several_environments_that_are_one_object_are_refused(monkeypatch):
     one = Toggle()
     monkeypatch.setattr(gym, "make", lambda *args, **kwargs: gym.wrappers.TimeLimit(one, 3))
@@ -345,15 +372,15 @@ def test_several_environments_that_are_one_object_are_refused(monkeypatch):
 
 def test_to_ask_whether_an_environment_is_one_object_draws_nothing(monkeypatch):
     def make(*args, **kwargs):
-        random.random(), np.random.random()
+        random.random(), np.random.random(), torch.rand(1)
         return gym.wrappers.TimeLimit(Toggle(), 3)
 
     monkeypatch.setattr(gym, "make", make)
     draws = []
     for interval in (0, 1000):
-        random.seed(1), np.random.seed(1)
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
         make_envs(args_of("Toggle-v0", num_envs=1, capture_video=False, eval_interval=interval), "a_run")
-        draws.append((random.random(), np.random.random()))
+        draws.append((random.random(), np.random.random(), torch.rand(1).item()))
     assert draws[0] == draws[1]
 
 

@@ -589,6 +589,9 @@ def test_the_first_groups_radius_is_all_groups(how):
     else:
         of = [{"params": group} for group in (make_params()[:1], make_params()[1:2])]
         optimizer.load_state_dict(make_optimizer("scaled-adahesscale", of, lr=1.0, delta=1e-10).state_dict())
+    set_derivatives(params, 0)
+    optimizer.step()
+    assert optimizer.eta**2 * optimizer.trust_region / 2 == pytest.approx(1e-10)
     with pytest.raises(ValueError, match=r"delta=1e-08: .* one for all groups"):
         optimizer.add_param_group({"params": params[2:], "delta": 1e-8})
     optimizer.add_param_group({"params": params[2:]})

@@ -1,6 +1,7 @@
 """A run can't be lost: kills, signals, full disks, damaged checkpoints and divergence, each seen from outside."""
 
 import contextlib
+import datetime
 import functools
 import glob
 import io
@@ -36,7 +37,7 @@ import hesscale_envs
 import hesscale_run
 from hesscale_envs import ActionNotFinite, EnvironmentFailed, NormalizedEnv, make_env
 from hesscale_run import Run
-from hesscale_utils import from_plain, parse_args, to_plain
+from hesscale_utils import from_plain, parse_args, quiet_end, to_plain
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "WANDB_MODE": "offline"}
 # event files of one second are read in the order of these numbers as words, where 10 comes before 9
@@ -856,12 +857,52 @@ def test_a_run_with_wandb_can_go_on_without(folder, tmp_path, flag):
         assert code == 0 and not status(folder)["args"]["track"], err
 
 
+@both
+def test_an_environment_that_seeds_the_generators_does_not_seed_the_agent(tmp_path, agent):
+    """The step size is so small that the weights are the initial ones."""
+    models = []
+    for seed in (1, 2):
+        (tmp_path / f"{seed}").mkdir()
+        flags = ["--env-id", "toy_envs:Meddles-v0", "--optimizer", "adam", "--learning-rate", 1e-30, "--save-model"]
+        code, _, err = run(
+            tmp_path / f"{seed}", agent, *flags, "--num-steps", 8, "--total-timesteps", 8, "--seed", seed
+        )
+        assert code == 0, err
+        (model,) = Path(only_run(tmp_path / f"{seed}")).glob("*.pt")
+        models.append(torch.load(model, weights_only=True)["agent"])
+    assert all((models[0][name] != models[1][name]).any() for name in models[0] if name.endswith(".weight"))
+
+
+def test_an_environment_that_draws_from_the_generators_plays_the_same_each_time(tmp_path):
+    flags = ["--env-id", "toy_envs:Meddles-v0", "--env-kwargs", "seeds=False", "--total-timesteps", 5, "--save-model"]
+    assert run(tmp_path, "a2c", *flags)[0] == 0
+    played = [evaluate(tmp_path, only_run(tmp_path), "--episodes", 2)[1] for _ in range(2)]
+    assert played[0] == played[1] and "2 episodes" in played[0]
+
+
+def test_a_run_that_fails_does_not_wait_for_its_environments_threads(tmp_path):
+    process = start(tmp_path, "a2c", "--env-id", "toy_envs:Meddles-v0", "--env-kwargs", "fails=True")
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1 and "the environment raised in step: RuntimeError('it fails')" in err
+
+
+def test_short_memory_is_one_line(capsys):
+    message = r"^error: out of memory: Unable to allocate 376\. GiB; give smaller numbers"
+    with pytest.raises(SystemExit, match=message), quiet_end():
+        raise MemoryError("Unable to allocate 376. GiB")
+
+
 def test_auto_takes_the_newest_run_with_the_same_arguments(interrupted, tmp_path):
     name = Path(interrupted[0]).name  # by which such runs are looked for
     folder = shutil.copytree(interrupted[0], tmp_path / "runs" / name)
     older = shutil.copytree(folder, tmp_path / "runs" / f"{name}_1")
     s = status(older)
-    (older / "status.json").write_text(json.dumps(s | {"start": "2000-01-01T00:00:00+00:00"}))
+    start = datetime.datetime.fromisoformat(s["start"]) - datetime.timedelta(seconds=5)
+    start = start.astimezone(datetime.timezone(datetime.timedelta(hours=9)))  # later by its letters
+    (older / "status.json").write_text(json.dumps(s | {"start": start.isoformat()}))
     code, out, _ = run(tmp_path, "ppo", *DRIFT, "--total-timesteps", 3840, "--seed", 2, "--resume", "auto")
     assert code == 0 and "no such run to go on with, so this is a new one" in out
     code, out, _ = run(tmp_path, "ppo", *DRIFT, "--total-timesteps", 3840, "--resume", "auto")
@@ -1029,10 +1070,12 @@ def test_bad_input_to_an_evaluation_is_one_line(interrupted, tmp_path, flags, me
 def test_what_is_no_model_is_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.pt").write_text("no model")
+    (tmp_path / "checkpoint.pt").write_text("no model either")
     for path, message in [
         ("none", "no such file"),
         ("empty", "neither a saved model"),
         ("text.pt", "not a saved model"),
+        ("checkpoint.pt", "is a checkpoint; give the folder of its run"),
     ]:
         code, _, err = evaluate(tmp_path, path)
         assert code == 1 and message in line(err)

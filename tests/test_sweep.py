@@ -110,6 +110,7 @@ UNUSUAL = {
     "norm_obs": [False], "norm_adv": [True, False], "max_grad_norm": [0.5], "learning_rate": [1], "track": [True],
     "betas": [[0.9, 0.9]],
     "wandb_entity": ["a b's"], "env_id": ["toy_envs:Drift-v0", "Hopper-v4"], "save_model": [True], "delta": [1e-5],
+    "exp_name": ["-x"],
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import enum
 import functools
+import os
 import random
 import threading
 import time
@@ -425,6 +426,29 @@ class Garage(gym.Env):
         return np.array(parts, np.float64)
 
 
+class Meddles(Toggle):
+    """Changes what is the program's: its generators, folder, numpy's errors; and its thread goes on until close."""
+
+    def __init__(self, fails=False, seeds=True):
+        super().__init__()
+        self.fails = fails
+        if seeds:
+            random.seed(0), np.random.seed(0), torch.manual_seed(0)
+        os.chdir(os.sep)
+        np.seterr(all="raise")
+        self.closed = threading.Event()
+        threading.Thread(target=self.closed.wait).start()
+
+    def step(self, action):
+        if self.fails:
+            raise RuntimeError("it fails")
+        return self._obs(), random.random() + np.random.random() + torch.rand(1).item(), False, False, {}
+
+    def close(self):
+        self.closed.set()
+
+
+gym.register("Meddles-v0", Meddles, max_episode_steps=3)
 gym.register("Toggle-v0", Toggle, max_episode_steps=3)
 gym.register("Toggle-v1", Toggle, kwargs={"terminates": True})
 gym.register("Shapes-v0", Shapes, max_episode_steps=50)
