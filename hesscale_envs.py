@@ -4,6 +4,7 @@ import ast
 import contextlib
 import copy
 import inspect
+import itertools
 import math
 import os
 import re
@@ -84,6 +85,7 @@ class NormalizedEnv:
         episode_return, episode_length: of the current episode, in the environment's own rewards and in steps.
         obs_rms, return_rms: running statistics of the observations and of the discounted return.
         obs: the last observation returned.
+        told: whether the user knows that a checkpoint cannot hold the environment (see hesscale_run.tell_unsaved).
     """
 
     def __init__(self, env, gamma, norm_obs=True, norm_reward=True, time_limit=None):
@@ -103,7 +105,7 @@ class NormalizedEnv:
         self.largest_reward = 1e30  # so that the return of a long episode is a float32, as event files have it
         self.discounted_return = self.episode_return = 0.0
         self.episode_length = 0
-        self.obs = None
+        self.obs, self.told = None, False
 
     def reset(self, seed=None):
         """Start an episode and return its first observation, float32 [obs_dim].
@@ -214,9 +216,13 @@ class NormalizedEnv:
         self.obs_rms.update = lambda obs: None
 
     def unsaved(self):
-        """Return a phrase that names what get_state cannot save in the environment, or None if it saves everything."""
+        """Return a phrase that names what a checkpoint cannot hold of the environment, or None if it holds everything.
+
+        What is saved is loaded on trial, for there are objects that can be saved and not loaded.
+        """
         try:
-            hesscale_state.save(self._recorded())
+            with random_states_kept():  # such an object may draw when it is made
+                hesscale_state.save(self._recorded(), on_trial=True)
         except Exception as error:  # the environment's own properties may raise, too
             return str(error)
 
@@ -421,9 +427,9 @@ def make_env(args, video_folder=None, video_trigger=None):
             fail(f"{flags}: scripts/ has a module of this name, too; give yours another name")
         # a KeyError's text is the key alone
         fail(f"{flags}: {repr(error) if isinstance(error, KeyError) else str(error) or repr(error)}")
-    for name in ("action_space", "observation_space"):
-        if isinstance(space := inspect.getattr_static(env.unwrapped, name, None), gym.Space):
-            setattr(env.unwrapped, name, copy.deepcopy(space))  # or its seed would be that of all its class
+    for layer, name in itertools.product(_layers(env), ("action_space", "observation_space")):
+        if isinstance(space := inspect.getattr_static(layer, name, None), gym.Space):
+            setattr(layer, name, copy.deepcopy(space))  # or its seed would be that of all its class
     actions, observations = getattr(env, "action_space", None), getattr(env, "observation_space", None)
     if not isinstance(actions, (gym.spaces.Box, gym.spaces.Discrete)):
         fail(f"--env-id {env_id} has the action space {actions}; supported: Box and Discrete")

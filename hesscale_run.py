@@ -115,12 +115,11 @@ def start(args, envs, checkpoint, agent, optimizers, rng):
             fail(f"--resume {args.resume}: {misfit}; use the commit that wrote it, or start a new run")
     if args.eval_interval and not episode_limit(envs[0]):
         notes.append(f"--eval-interval: {args.env_id} has no time limit, and an evaluation's episode {ENDLESS:,} steps")
-    if unsaved := envs[0].unsaved():
-        notes.append(f"{unsaved}, which a checkpoint can't hold: --resume will begin a new episode")
     if other := other_mujoco(envs[0]):
         notes.append(other)
     with printing():
         print("".join(f"note: {note}\n" for note in notes), end="")
+    tell_unsaved(envs[0], envs)
     for line in warnings_of(args, envs[0]):
         warn(line)
     return next_obs
@@ -135,6 +134,14 @@ def other_mujoco(env):
     return None
 
 
+def tell_unsaved(env, envs):
+    """Print a note if a checkpoint can't hold `env`, unless there was one about any of `envs`."""
+    if not envs[0].told and (unsaved := env.unsaved()):
+        envs[0].told = True
+        with printing():
+            print(f"note: {unsaved}, which a checkpoint can't hold: --resume will begin a new episode")
+
+
 def get_state(agent, optimizers, envs, rng, **more):
     """Return everything needed to resume, besides what Run keeps itself, for Run.checkpoint.
 
@@ -145,10 +152,14 @@ def get_state(agent, optimizers, envs, rng, **more):
         rng: the numpy Generator of the algorithm's draws.
         more: further plain data or arrays, which load_checkpoint's result holds as to_plain converts them.
     """
+    env_states = [env.get_state() for env in envs]
+    for env, state in zip(envs, env_states, strict=True):
+        if state["layers"] is None:  # also since a step of late
+            tell_unsaved(env, envs)
     return {
         "agent": agent.state_dict(),
         "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
-        "envs": [env.get_state() for env in envs],
+        "envs": env_states,
         "random_states": get_random_states() | {"rng": rng.bit_generator.state},
         **to_plain(more),
     }

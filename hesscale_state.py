@@ -2,14 +2,17 @@
 
 Pickle keeps shared objects shared and cloudpickle adds functions with what they enclose. Environments, their spaces and
 MuJoCo's simulators stay the objects that they are, since others refer to them, and get the saved contents; what draws
-stays as it is. Restoring runs what a pickle asks for: resume only runs that you trust.
+stays as it is. What modules, classes and default arguments hold is not saved. Restoring runs what a pickle asks for:
+resume only runs that you trust.
 """
 
+import bisect
 import collections
 import copyreg
 import functools
 import io
 import logging
+import random
 import types
 
 import cloudpickle
@@ -23,28 +26,36 @@ DRAWING = (
     "OpenGL.", "glfw.", "gymnasium.envs.mujoco.mujoco_rendering.", "gymnasium.envs.registration.",
 )  # fmt: skip
 
+PLAIN = {int, float, str, bytes, bool, type(None)}  # what refers to nothing; there may be millions of them
+KEPT = object()  # stands for an attribute that the new environment keeps as its own
+# what a program has one of: the generators, which checkpoints hold already, and what `x is np.nan` asks for
+SINGLE = {
+    "random": random._inst, "numpy": np.random.mtrand._rand, "torch": torch.default_generator, "nan": np.nan,
+    "kept": KEPT,
+}  # fmt: skip
+
 
 class CannotSave(TypeError):
     """Something in an environment can't be saved; the message names it, as in "Hand.camera is a Lock"."""
 
 
-def save(env):
-    """Return the state of `env` and of all that it refers to.
+def save(env, on_trial=False):
+    """Return the state of `env` and of all that it refers to; if `on_trial`, find out as well whether it loads.
 
     Raises:
-        CannotSave: something can't be saved.
+        CannotSave: something can't be saved, or loaded.
     """
     things = _fixed_things(env)
-    contents = {path: _contents(thing) for path, thing in things.items() if _kind(thing) == "contents"}
-    names = {id(thing): path for path, thing in things.items()}
+    contents = {path: (_class(thing), _contents(thing)) for path, thing in things.items() if _kind(thing) == "contents"}
     try:
-        return _dump(contents, names)
+        saved = _dump(contents, things)
+        if on_trial:
+            _load(saved, things)
+        return saved
     except Exception:
-        for path, attributes in contents.items():
+        for path, (_, attributes) in contents.items():
             for name, value in attributes.items():
-                try:
-                    _dump(value, names)
-                except Exception as error:
+                if error := _problem(value, things):
                     where = f"{type(things[path]).__name__}.{name}"
                     raise CannotSave(f"{where} is a {type(value).__name__} ({error})") from None
         raise
@@ -54,13 +65,15 @@ def restore(saved, env):
     """Give `env`, which was made as the saved one was, the saved state, and return it.
 
     Raises:
-        KeyError: it lacks an environment, a space or a simulator that the saved one has.
+        KeyError: it lacks an environment, a space or a simulator that the saved one has, or has another one there.
     """
     things = _fixed_things(env)
-    unpickler = cloudpickle.pickle.Unpickler(io.BytesIO(saved))
-    unpickler.persistent_load = things.__getitem__
-    for path, attributes in unpickler.load().items():
-        _fill(things[path], attributes)
+    contents = _load(saved, things)
+    for path, (kind, _) in contents.items():  # all of them before any is filled
+        if _class(things[path]) != kind:
+            raise KeyError(f"{path} was a {kind} and is a {_class(things[path])}")
+    for path, (_, attributes) in contents.items():
+        _fill(things[path], attributes, things)
     return env
 
 
@@ -73,15 +86,22 @@ def _kind(value):
         return "contents"
     if isinstance(value, np.ndarray):  # of a simulator's own memory
         return "contents" if type(_root(value).base).__name__ == "PyCapsule" else None
-    drawn = isinstance(value, logging.Logger) or f"{type(value).__module__}.".startswith(DRAWING)
+    module = getattr(type(value), "__module__", None)  # Box2D's types have none
+    drawn = isinstance(value, logging.Logger) or f"{module}.".startswith(DRAWING)
     return "drawn" if drawn else None
 
 
 def _root(array):
     """Return the array that owns the memory of `array`."""
-    while type(array.base) is np.ndarray:
+    while isinstance(array.base, np.ndarray):
         array = array.base
     return array
+
+
+def _class(value):
+    """Return the class of what stays the object that it is, as text, and how large it is if it is a simulator."""
+    size = f" of {value.nbuffer} bytes" if type(value).__name__ in ("MjData", "MjModel") else ""
+    return f"{type(value).__module__}.{type(value).__qualname__}{size}"
 
 
 def _parts(value):
@@ -111,14 +131,15 @@ def _fixed_things(env):
     found, seen, waiting = {}, {}, [("env", env)]
     while waiting:
         path, value = waiting.pop()
-        if id(value) in seen or isinstance(value, (str, bytes, int, float, torch.Tensor, type(np), type(None))):
+        if id(value) in seen or isinstance(value, (str, bytes, int, float, torch.Tensor, type(np))):
             continue
         seen[id(value)] = value  # kept, or another could get its id
         kind = _kind(value)
         if kind is not None:
             found[path] = value
         if kind != "drawn":
-            waiting += [(f"{path}.{name}", part) for name, part in _parts(value).items()]
+            parts = _parts(value).items()
+            waiting += [(f"{path}.{name}", part) for name, part in parts if type(part) not in PLAIN]
     return found
 
 
@@ -136,12 +157,15 @@ def _contents(thing):
     if type(thing).__name__ == "MjModel":
         options = {name: v for name in dir(thing.opt) if type(v := getattr(thing.opt, name)) in (int, float)}
         return {"arrays": {name: array.copy() for name, array in _mujoco_arrays(thing).items()}, "options": options}
-    # the new environment renders in its own way, and loads its own images
-    drawn = lambda value: _kind(value) == "drawn" or any(map(drawn, value if type(value) in (list, tuple) else ()))  # noqa: E731
-    return {name: value for name, value in _attributes(thing).items() if name != "render_mode" and not drawn(value)}
+    return {name: KEPT if _is_drawn(value) else value for name, value in _attributes(thing).items()}
 
 
-def _fill(thing, contents):
+def _is_drawn(value):
+    """Return whether a value is left alone, or a list or tuple of nothing but that: each loads its own images."""
+    return all(map(_is_drawn, value)) if type(value) in (list, tuple) and value else _kind(value) == "drawn"
+
+
+def _fill(thing, contents, things):
     """Give an object that stays what it is the contents that _contents returned."""
     if isinstance(thing, np.ndarray):
         thing[...] = contents["array"]
@@ -156,11 +180,21 @@ def _fill(thing, contents):
                 arrays[name][...] = array
         for name, value in contents.get("options", {}).items():
             setattr(thing.opt, name, value)
-    elif contents:
-        slots = contents.keys() & copyreg._slotnames(type(thing))
-        vars(thing).update({name: value for name, value in contents.items() if name not in slots})
-        for name in slots:
-            object.__setattr__(thing, name, contents[name])
+    else:
+        mine, mode = _contents(thing), contents.pop("render_mode", None)
+        if mine.pop("render_mode", None) == mode:  # for rendering, which is each one's own, adds attributes, too
+            for name in mine.keys() - contents.keys():
+                if mine[name] is not KEPT and not _problem(mine[name], things):
+                    vars(thing).pop(name) if name in vars(thing) else object.__delattr__(thing, name)
+        _set_attributes(thing, {name: value for name, value in contents.items() if value is not KEPT})
+
+
+def _set_attributes(thing, attributes):
+    slots = attributes.keys() & copyreg._slotnames(type(thing))
+    if len(slots) < len(attributes):  # or it may have no __dict__
+        vars(thing).update({name: value for name, value in attributes.items() if name not in slots})
+    for name in slots:
+        object.__setattr__(thing, name, attributes[name])
 
 
 def _mujoco_arrays(value):
@@ -181,38 +215,156 @@ def _mujoco_arrays(value):
 
 
 class _Pickler(cloudpickle.Pickler):
-    """Saves a reference for what stays the object that it is, and a view for an array that shares another's memory."""
+    """Saves a reference for what stays the object that it is, and what shares memory as views of one piece of it."""
 
-    def __init__(self, file, names):
+    def __init__(self, file, things):
         super().__init__(file)
-        self.names = names
+        self.names = {id(thing): path for path, thing in (things | SINGLE).items()}
+        # addresses of memory in order, and (end, owner) of each, between two that are beyond all
+        self.starts, self.pieces = [-1, 2**64], [(-1, None), (2**64, None)]
 
     def persistent_id(self, value):
         path = self.names.get(id(value))
-        if path is None and _kind(value) is not None:
+        if path is None and type(value) not in PLAIN and _kind(value) is not None:
             raise CannotSave(f"a {type(value).__name__} where it can't be found again")
         return path
 
     def reducer_override(self, value):
         if isinstance(value, torch.Generator):
             return _torch_generator, (value.get_state(),)
-        if type(value) is np.ndarray and type(value.base) is np.ndarray:
-            root = _root(value)
-            if root.base is None and root.flags.forc and not root.dtype.hasobject:
-                offset = value.__array_interface__["data"][0] - root.__array_interface__["data"][0]
-                return _view, (root, value.dtype, offset, value.shape, value.strides)
+        if isinstance(value, torch.storage.TypedStorage):  # each tensor has another one of the storage that they share
+            return _typed_storage, (value._untyped_storage, value.dtype)
+        if isinstance(value, memoryview):
+            offset = _address(np.asarray(value)) - _address(np.frombuffer(value.obj, np.uint8))
+            if not value.c_contiguous:
+                raise CannotSave("a memoryview with gaps")
+            return _memoryview, (value.obj, offset, value.nbytes, value.format, value.shape, value.readonly)
+        if isinstance(value, torch.UntypedStorage) and value.device.type == "cpu":
+            owner, offset = self._piece(value, value.data_ptr(), value.nbytes())
+            if owner is value:  # a copy of it is read, for torch resizes none that numpy has looked into
+                return _storage, (_bytes_of(value.clone()).copy(),)
+            return _storage_in, (owner, np.ndarray, np.dtype(np.uint8), offset, (value.nbytes(),), (1,), True)
+        if isinstance(value, (np.ndarray, np.void)) and value.nbytes:
+            return self._reduce_array(value)
+        # gymnasium's and PettingZoo's, which would save no more than the arguments that the constructor got
+        if getattr(getattr(type(value), "__getstate__", None), "__qualname__", "") == "EzPickle.__getstate__":
+            make, args, _, *items = value.__reduce_ex__(4)
+            return make, args, _attributes(value), *items, _set_attributes
         return super().reducer_override(value)
+
+    def _reduce_array(self, value):
+        """Return how to make an array, or a row of a structured one, as a view of what owns its memory."""
+        owner = root = value
+        while isinstance(owner, (np.ndarray, np.void, memoryview)) or type(owner).__name__ == "DummyArray":
+            root = owner if isinstance(owner, np.ndarray) else root
+            base = owner.obj if isinstance(owner, memoryview) else owner.base
+            if base is None:
+                break
+            owner = base  # of what as_strided returns, a DummyArray
+        if owner is value and value.dtype.hasobject:
+            return NotImplemented
+        if isinstance(owner, torch.Tensor):
+            owner = owner.untyped_storage()
+            start, size = owner.data_ptr(), owner.nbytes()
+        elif isinstance(owner, (bytes, bytearray)):
+            start, size = _address(np.frombuffer(owner, np.uint8)), len(owner)
+        elif isinstance(owner, (np.ndarray, np.void)):
+            start, size = _address(owner), owner.nbytes
+        elif not root.flags.writeable:  # and so a copy will do
+            return NotImplemented
+        else:
+            raise CannotSave(f"numbers in the memory of a {type(owner).__name__}")
+        owner, offset = self._piece(owner, start, size)
+        if owner is value:
+            return NotImplemented
+        offset += _address(value) - start
+        if isinstance(owner, (np.ndarray, np.void)) and not owner.flags.forc:
+            raise CannotSave("a view of an array with gaps")
+        if value.dtype.hasobject and (owner.dtype != value.dtype or isinstance(value, np.void)):
+            raise CannotSave("a part of a structured array with objects")
+        view = value.dtype, offset, value.shape, value.strides, value.flags.writeable
+        if isinstance(value, np.void):
+            return _row, (owner, np.ndarray, *view)
+        return _view, (owner, type(value), *view), getattr(value, "__dict__", None), None, None, _set_attributes
+
+    def _piece(self, owner, start, size):
+        """Return what owns, of all that was saved so far, the memory at `start`, and where in its memory that is."""
+        i = bisect.bisect(self.starts, start)
+        end, before = self.pieces[i - 1]
+        if start < end >= start + size:
+            return before, start - self.starts[i - 1]
+        if start < end or self.starts[i] < start + size:
+            raise CannotSave(f"a {type(owner).__name__} whose memory is in part another's")
+        self.starts.insert(i, start)
+        self.pieces.insert(i, (start + size, owner))
+        return owner, 0
+
+
+def _address(value):
+    """Return where the memory of an array begins, or that of a row of a structured one."""
+    array = np.ndarray((), value.dtype, value) if isinstance(value, np.void) else value
+    return array.__array_interface__["data"][0]
+
+
+def _bytes_of(storage):
+    return torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
 
 
 def _torch_generator(state):
     return torch.Generator().set_state(state)
 
 
-def _view(root, dtype, offset, shape, strides):
-    return np.ndarray(shape, dtype, root if root.flags.c_contiguous else root.T, offset, strides)
+def _typed_storage(storage, dtype):
+    return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
 
 
-def _dump(value, names):
+def _storage(content):
+    return torch.from_numpy(content).clone().untyped_storage()
+
+
+def _storage_in(*view):
+    return torch.from_numpy(_view(*view)).untyped_storage()
+
+
+def _memoryview(owner, offset, size, kind, shape, readonly):
+    view = memoryview(owner).cast("B")[offset : offset + size].cast(kind, shape)
+    return view.toreadonly() if readonly else view
+
+
+def _view(owner, kind, dtype, offset, shape, strides, writeable):
+    if isinstance(owner, torch.UntypedStorage):
+        owner = _bytes_of(owner)
+    if isinstance(owner, np.ndarray) and not owner.flags.c_contiguous:
+        owner = owner.T
+    if dtype.hasobject:  # which numpy makes of no buffer
+        flat = owner.reshape(-1)[offset // dtype.itemsize :]
+        view = np.lib.stride_tricks.as_strided(flat, shape, strides).view(kind)
+    else:
+        view = np.ndarray.__new__(kind, shape, dtype, owner, offset, strides)
+    if view.flags.writeable != writeable:
+        view.flags.writeable = writeable
+    return view
+
+
+def _row(*view):
+    return _view(*view)[()]
+
+
+def _dump(value, things):
     file = io.BytesIO()
-    _Pickler(file, names).dump(value)
+    _Pickler(file, things).dump(value)
     return file.getvalue()
+
+
+def _load(saved, things):
+    unpickler = cloudpickle.pickle.Unpickler(io.BytesIO(saved))
+    unpickler.persistent_load = (things | SINGLE).__getitem__
+    return unpickler.load()
+
+
+def _problem(value, things):
+    """Return the exception that a value raises when it is saved or loaded, or None."""
+    try:
+        _load(_dump(value, things), things)
+    except Exception as error:
+        return error

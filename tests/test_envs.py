@@ -1,5 +1,6 @@
 """NormalizedEnv against gymnasium's own wrappers, to the last bit."""
 
+import ctypes
 import io
 import json
 import os
@@ -18,10 +19,11 @@ import pytest
 import torch
 from conftest import ROOT
 from gymnasium import spaces
+from gymnasium.utils import EzPickle
 from test_agents import AGENTS
 from test_runs import args_of as command_line
 from test_runs import evaluate, line, only_run, outcome, play, run, status
-from toy_envs import Toggle
+from toy_envs import Slots, Toggle
 
 import hesscale_envs
 import hesscale_run
@@ -549,10 +551,22 @@ def test_a_way_of_rendering_must_be_the_one_that_videos_need(tmp_path):
 # ---- saving and restoring ----------------------------------------------------------------------------------
 
 W = gym.wrappers
+
+
+class Samples(gym.Wrapper):
+    """Takes actions that it samples from a space of its class."""
+
+    action_space = spaces.Box(-2, 2, (1,))
+
+    def step(self, action):
+        return self.env.step(self.action_space.sample())
+
+
 WRAPPERS = {
     "Discrete": lambda e: e,
     **{w.__name__: w for w in (W.ClipAction, W.RecordEpisodeStatistics, W.TimeAwareObservation, W.NormalizeObservation,
                                W.NormalizeReward, W.PassiveEnvChecker, W.Autoreset)},
+    "Samples": Samples,
     "RescaleAction": lambda e: W.RescaleAction(e, np.float32(-1), np.float32(1)),
     "RescaleObservation": lambda e: W.RescaleObservation(e, np.float32(-1), np.float32(1)),
     "FrameStackObservation": lambda e: W.FrameStackObservation(e, 3),
@@ -632,6 +646,152 @@ def test_what_was_shared_is_shared_again_and_nothing_else_is():
     assert (two.position == 1).all() and (Holder.start == 0).all()
 
 
+def restored(**attributes):
+    """Return a Toggle that got the state of one with the attributes."""
+    one, two = Toggle(), Toggle()
+    vars(one).update(attributes)
+    return hesscale_state.restore(hesscale_state.save(one), two)
+
+
+NUMBERS = np.zeros(4)
+
+
+def parts_with_shared_memory():
+    """Return {name: (parts of an environment, that which is changed, its new content)}."""
+    text, tensor, numbers_of_tensor = bytearray(b"abcdefgh"), torch.zeros(4), torch.ones(4).numpy()
+    table, numbers, rows, things = np.zeros(3, "f8,f8"), np.zeros(4), np.zeros((2, 3)), np.zeros((2, 2), object)
+    masked = np.ma.masked_array(np.zeros(4), mask=[0, 1, 0, 0])
+    return {
+        "bytes": ({"a": text, "b": np.frombuffer(text, np.uint8)}, "b", 7),
+        "a memoryview": ({"a": text, "b": memoryview(text)[2:6]}, "b", b"wxyz"),
+        "of an array": ({"a": rows, "b": memoryview(rows[1])}, "a", 7),
+        "records": ({"a": table, "b": table.view(np.recarray)}, "a", (1, 2)),
+        "a row": ({"a": table, "b": table[1]}, "a", (1, 2)),
+        "masked": ({"a": masked, "b": masked.data, "c": masked.mask}, "b", 7),
+        "objects": ({"a": things, "b": things[1], "c": things[:, 1]}, "b", 7),
+        "tensors": ({"a": tensor, "b": tensor[1:3], "c": tensor.view(2, 2).T}, "b", 7),
+        "an array's tensor": (
+            {"a": numbers, "b": torch.from_numpy(numbers), "c": torch.from_numpy(numbers)[2:]},
+            "a",
+            7,
+        ),
+        "windows": ({"a": numbers, "b": np.lib.stride_tricks.sliding_window_view(numbers, 2)}, "a", 7),
+        "a tensor's array": ({"a": torch.from_numpy(numbers_of_tensor), "b": numbers_of_tensor[1:]}, "b", 7),
+    }
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+@pytest.mark.parametrize("name", parts_with_shared_memory())
+def test_memory_that_was_shared_is_shared_again(name, turn):
+    """Whatever is saved first."""
+    parts, changed, value = parts_with_shared_memory()[name]
+    parts = dict(list(parts.items())[::turn])
+    expected, found = SimpleNamespace(**parts), restored(**parts)
+    assert all(type(getattr(found, part)) is type(value) for part, value in parts.items())
+    again = restored(**{part: getattr(found, part) for part in parts})
+    for env in (found, again, expected):
+        getattr(env, changed)[:] = value
+    for part in parts:
+        for env in (found, again):
+            assert str(np.asarray(getattr(env, part))) == str(np.asarray(getattr(expected, part))), part
+
+
+def test_a_tensor_grows_and_a_view_is_read_only_as_before():
+    view = (numbers := np.zeros(4))[1:]
+    view.flags.writeable = False
+    env = restored(tensor=torch.zeros(2), numbers=numbers, view=view, part=torch.from_numpy(numbers[2:]))
+    env.tensor.resize_(9)
+    env.part += 3
+    assert env.numbers.tolist() == [0, 0, 3, 3]
+    assert env.numbers.flags.writeable and not env.view.flags.writeable
+
+
+@pytest.mark.parametrize(
+    "parts, message",
+    [
+        ({"view": memoryview(b"abcd")[::2]}, r"Toggle\.view is a memoryview \(a memoryview with gaps"),
+        ({"view": np.ctypeslib.as_array((ctypes.c_double * 3)())}, r"Toggle\.view is .* \(numbers in the memory of a"),
+        ({"view": np.empty_like(np.zeros((2, 3, 4)).transpose(2, 0, 1))[1]}, "with gaps"),
+        ({"part": torch.from_numpy(NUMBERS[2:]), "whole": NUMBERS}, "a ndarray whose memory is in part another's"),
+        ({"row": np.zeros(2, [("a", object)])[0]}, r"Toggle\.row is a void \(a part of a structured array"),
+    ],
+)
+def test_memory_that_can_not_be_shared_again_is_named(parts, message):
+    toggle = Toggle()
+    vars(toggle).update(parts)
+    with pytest.raises(hesscale_state.CannotSave, match=message):
+        hesscale_state.save(toggle)
+
+
+def test_what_a_program_has_one_of_stays_that_one():
+    env = restored(a=np.random.normal, b=random.random, c=torch.default_generator, d=[np.nan])
+    assert env.a.__self__ is np.random.mtrand._rand and env.b.__self__ is random._inst
+    assert env.c is torch.default_generator and env.d[0] is np.nan
+
+
+class Robot(EzPickle):
+    __slots__ = ("speed",)
+
+    def __init__(self, arms):
+        super().__init__(arms)
+        self.arms, self.place, self.speed = arms, 0, 0
+
+
+def test_what_pickles_its_constructors_arguments_keeps_its_state():
+    robot = Robot(2)
+    robot.arms, robot.place, robot.speed, robot.me = 3, 7, 8, robot
+    got = restored(robot=robot).robot
+    assert (got.arms, got.place, got.speed, got.me) == (3, 7, 8, got)
+
+
+def test_a_restored_environment_has_what_the_saved_one_had():
+    """Not what reset left, but what a rendered one needs, and what could not come back."""
+    image = type("Surface", (), {"__module__": "pygame.surface"})
+    one, two = Toggle(), Toggle()
+    one.window = image()
+    two.cached, two.window, two.drawn, two.lock = 1, None, image(), threading.Lock()
+    hesscale_state.restore(hesscale_state.save(one), two)
+    assert vars(two).keys() - vars(one).keys() == {"drawn", "lock"} and two.window is None
+    two.cached, two.render_mode = 1, "rgb_array"
+    hesscale_state.restore(hesscale_state.save(one), two)
+    assert two.cached == 1 and two.render_mode == "rgb_array"
+    del (slots := Slots()).steps
+    assert not hasattr(hesscale_state.restore(hesscale_state.save(slots), Slots()), "steps")
+
+
+def test_plain_numbers_cost_little():
+    one = Toggle()
+    one.numbers = list(range(10_000))
+    with mock.patch.object(hesscale_state, "_kind", wraps=hesscale_state._kind) as kind:
+        hesscale_state.save(one)
+    assert kind.call_count < 100
+
+
+class Unloadable(Exception):
+    """Exceptions are pickled with the one argument that this gives to Exception, which its constructor can't do with.
+
+    It draws first, as what makes itself anew may.
+    """
+
+    def __init__(self, *args):
+        random.random(), np.random.random()
+        one, two = args
+        super().__init__(one + two)
+
+
+class NoModule(type):
+    @property
+    def __module__(cls):
+        raise AttributeError
+
+
+class Swig(metaclass=NoModule):
+    """As the types of Box2D, of no module."""
+
+    def __reduce__(self):
+        raise TypeError
+
+
 @pytest.mark.parametrize(
     "name, value, message",
     [
@@ -643,6 +803,8 @@ def test_what_was_shared_is_shared_again_and_nothing_else_is():
         ),
         ("letters", (x for x in "ab"), "Toggle.letters is a generator"),
         ("file", sys.stdout, "Toggle.file is a "),
+        ("error", Unloadable(1, 2), "Toggle.error is a Unloadable ("),
+        ("world", Swig(), "Toggle.world is a Swig ("),
     ],
 )
 def test_what_can_not_be_saved_is_named(name, value, message):
@@ -650,7 +812,10 @@ def test_what_can_not_be_saved_is_named(name, value, message):
     setattr(toggle, name, value)
     env = NormalizedEnv(toggle, 0.9)
     env.reset(seed=0)
-    assert env.unsaved().startswith(message) and env.get_state()["layers"] is None
+    states = random.getstate(), np.random.random(), np.random.get_state()[2]
+    assert env.unsaved().startswith(message)
+    assert (random.getstate(), np.random.get_state()[2]) == (states[0], states[2])
+    assert name == "error" or env.get_state()["layers"] is None
 
 
 def test_what_is_drawn_is_each_environments_own():
@@ -663,6 +828,9 @@ def test_what_is_drawn_is_each_environments_own():
     for other, images in (two, None), (three, mine):
         hesscale_state.restore(saved, other)
         assert other.images is images and not hasattr(other, "window") and other.steps == 7
+    one.ball, two.ball = [image(), 7], [mine := image(), 0]
+    hesscale_state.restore(hesscale_state.save(one), two)
+    assert two.ball == [mine, 7]
 
 
 def test_where_a_game_keeps_its_positions_is_saved(monkeypatch):
@@ -682,6 +850,25 @@ def test_an_environment_that_lacks_a_part_is_not_restored():
     one, two = Toggle(), Toggle()
     one.parts, two.parts = [Toggle(), Toggle()], [Toggle()]
     with pytest.raises(KeyError, match=r"env\.parts\.1"):
+        hesscale_state.restore(hesscale_state.save(one), two)
+
+
+def test_a_part_of_another_class_is_not_restored():
+    one, two = Toggle(), Toggle()
+    one.steps, two.steps, one.part, two.part = 1, 2, Toggle(), Slots()
+    with pytest.raises(KeyError, match=r"env\.part was a toy_envs\.Toggle and is a toy_envs\.Slots"):
+        hesscale_state.restore(hesscale_state.save(one), two)
+    assert two.steps == 2
+
+
+def test_a_model_of_another_size_is_not_restored():
+    """An environment may make another for each episode."""
+    mujoco = pytest.importorskip("mujoco")
+    one, two = Toggle(), Toggle()
+    for toggle, count in (one, 1), (two, 2):
+        geoms = "<geom size='1'/>" * count
+        toggle.model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{geoms}</worldbody></mujoco>")
+    with pytest.raises(KeyError, match=r"env\.model was a mujoco.*MjModel of \d+ bytes and is a"):
         hesscale_state.restore(hesscale_state.save(one), two)
 
 

@@ -372,6 +372,13 @@ def test_an_environment_that_cannot_be_saved_says_so_and_begins_a_new_episode(tm
     assert env.episode_length == 0 and env.obs_rms.count == count + 1  # normalization goes on, the episode does not
 
 
+@pytest.mark.parametrize("env_id", ["Opaque", "Locks"])
+def test_what_can_not_be_saved_is_told_once(tmp_path, env_id):
+    flags = f"--env-id toy_envs:{env_id}-v0 --num-steps 64 --num-envs 2 --total-timesteps 640 --checkpoint-interval 64"
+    code, out, _ = run(tmp_path, "a2c", *flags.split())
+    assert code == 0 and out.count(f"note: {env_id}.engine is a lock (cannot pickle '_thread.lock' object), which") == 1
+
+
 # ---- signals -----------------------------------------------------------------------------------------------
 
 

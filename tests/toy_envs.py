@@ -116,6 +116,14 @@ class Opaque(Toggle):
         self.engine = threading.Lock()
 
 
+class Locks(Toggle):
+    """Holds an object that cannot be saved from its first step on."""
+
+    def step(self, action):
+        self.engine = threading.Lock()
+        return super().step(action)
+
+
 class Bandit(Toggle):
     """Two arms, each of which pays in half of the steps: no policy is better than another."""
 
@@ -458,6 +466,7 @@ gym.register("Many-v0", Many, max_episode_steps=10)
 gym.register("Raises-v0", Raises)
 gym.register("Slow-v0", Slow, max_episode_steps=3)
 gym.register("Opaque-v0", Opaque, max_episode_steps=3)
+gym.register("Locks-v0", Locks, max_episode_steps=3)
 gym.register("Closes-v0", Closes, max_episode_steps=3)
 gym.register("Bandit-v0", Bandit, max_episode_steps=50)
 gym.register("Waits-v0", Waits)
