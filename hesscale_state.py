@@ -14,6 +14,7 @@ import io
 import logging
 import random
 import types
+import weakref
 
 import cloudpickle
 import gymnasium as gym
@@ -26,7 +27,7 @@ DRAWING = (
     "OpenGL.", "glfw.", "gymnasium.envs.mujoco.mujoco_rendering.", "gymnasium.envs.registration.",
 )  # fmt: skip
 
-PLAIN = {int, float, str, bytes, bool, type(None)}  # what refers to nothing; there may be millions of them
+PLAIN = (int, float, str, bytes, type(None), torch.Tensor, types.ModuleType)  # not looked into; there may be millions
 KEPT = object()  # stands for an attribute that the new environment keeps as its own
 # what a program has one of: the generators, which checkpoints hold already, and what `x is np.nan` asks for
 SINGLE = {
@@ -50,7 +51,7 @@ def save(env, on_trial=False):
     try:
         saved = _dump(contents, things)
         if on_trial:
-            _load(saved, things)
+            _load_on_trial(saved, things)
         return saved
     except Exception:
         for path, (_, attributes) in contents.items():
@@ -131,7 +132,7 @@ def _fixed_things(env):
     found, seen, waiting = {}, {}, [("env", env)]
     while waiting:
         path, value = waiting.pop()
-        if id(value) in seen or isinstance(value, (str, bytes, int, float, torch.Tensor, type(np))):
+        if id(value) in seen:
             continue
         seen[id(value)] = value  # kept, or another could get its id
         kind = _kind(value)
@@ -139,7 +140,7 @@ def _fixed_things(env):
             found[path] = value
         if kind != "drawn":
             parts = _parts(value).items()
-            waiting += [(f"{path}.{name}", part) for name, part in parts if type(part) not in PLAIN]
+            waiting += [(f"{path}.{name}", part) for name, part in parts if not isinstance(part, PLAIN)]
     return found
 
 
@@ -225,7 +226,7 @@ class _Pickler(cloudpickle.Pickler):
 
     def persistent_id(self, value):
         path = self.names.get(id(value))
-        if path is None and type(value) not in PLAIN and _kind(value) is not None:
+        if path is None and not isinstance(value, PLAIN) and _kind(value) is not None:
             raise CannotSave(f"a {type(value).__name__} where it can't be found again")
         return path
 
@@ -362,9 +363,19 @@ def _load(saved, things):
     return unpickler.load()
 
 
+def _load_on_trial(saved, things):
+    """Load what this program saved; else cloudpickle would give the classes of functions their saved attributes."""
+    tracked = cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
+    cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID = weakref.WeakValueDictionary()
+    try:
+        _load(saved, things)
+    finally:
+        cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID = tracked
+
+
 def _problem(value, things):
     """Return the exception that a value raises when it is saved or loaded, or None."""
     try:
-        _load(_dump(value, things), things)
+        _load_on_trial(_dump(value, things), things)
     except Exception as error:
         return error

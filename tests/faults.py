@@ -654,10 +654,11 @@ FAULTS = [
     ("memory that is in part another's", 'hesscale_state.py', 'envs', ('if start < end or self.starts[i] < start + size:', 'if False:')),
     ('read-only views can be written', 'hesscale_state.py', 'envs', ('if view.flags.writeable != writeable:', 'if False:')),
     ("what can't be loaded", 'hesscale_state.py', 'envs', ('        if on_trial:\n', '        if False:\n')),
+    ('loading on trial changes classes', 'hesscale_state.py', 'envs', ('_TRACKER_BY_ID = weakref.WeakValueDictionary()', '_TRACKER_BY_ID = tracked')),
     ('loading on trial draws numbers', 'hesscale_envs.py', 'envs', ('with random_states_kept():  # such', 'if True:  # such')),
     ('types without a module', 'hesscale_state.py', 'envs', ('getattr(type(value), "__module__", None)', 'type(value).__module__')),
-    ('plain numbers are walked', 'hesscale_state.py', 'envs', (' if type(part) not in PLAIN]', ']')),
-    ('plain numbers are looked into', 'hesscale_state.py', 'envs', ('type(value) not in PLAIN and ', '')),
+    ('plain numbers are walked', 'hesscale_state.py', 'envs', (' if not isinstance(part, PLAIN)]', ']')),
+    ('plain numbers are looked into', 'hesscale_state.py', 'envs', ('not isinstance(value, PLAIN) and ', '')),
     ("what can't be saved is told each time", 'hesscale_run.py', 'runs', ('if not envs[0].told and (', 'if (')),
     ("what can't be saved later is not told", 'hesscale_run.py', 'runs', ('if state["layers"] is None:  #', 'if False:  #')),
 ]
