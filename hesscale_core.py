@@ -361,7 +361,7 @@ class ScaledOptimizer(LightOptimizer):
         self.__setstate__({})
 
     def __setstate__(self, state):  # of load_state_dict, copies and pickles
-        name = {**self.__dict__, **state}["param_groups"][0]["kind"]
+        name = (self.__dict__ | state)["param_groups"][0]["kind"]
         if getattr(self, "name", name) != name:
             raise ValueError(f"this is the state of an optimizer {name!r}, and cannot be that of {self.name!r}")
         super().__setstate__(state)

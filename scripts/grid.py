@@ -43,11 +43,12 @@ class Cell(NamedTuple):
         for field in fields(self.args):
             value, flag = getattr(self.args, field.name), field.name.replace("_", "-")
             if value != field.default or field.name in ABOUT:
-                words = map(str, value if isinstance(value, tuple) else [value])
-                if isinstance(value, str) and value.startswith("-"):  # or it would be read as a flag
+                if field.type is bool:
+                    yield f"--{'' if value else 'no-'}{flag}"
+                elif isinstance(value, str) and value.startswith("-"):  # or it would be read as a flag
                     yield f"--{flag}={value}"
-                    continue
-                yield from [f"--{'' if value else 'no-'}{flag}"] if field.type is bool else [f"--{flag}", *words]
+                else:
+                    yield from [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
 
     def command(self):
         return shlex.join([os.path.relpath(self.script), *self.flags()])

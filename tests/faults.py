@@ -421,7 +421,7 @@ FAULTS = [
     ('study: archived keys lack new flags', 'scripts/done.py', 'study', ('runs[identity(script, (defaults(script) or {}) | args)] = row', 'runs[identity(script, args)] = row')),
     ("study: a run's errors go through a pipe", 'scripts/sweep.py', 'study', ('stderr=errors,', 'stderr=subprocess.PIPE,'), ('code = process.wait()', 'code = process.communicate() and process.returncode')),
     ('study: the cost of a table is that of all', 'scripts/sweep.py', 'study', ('left about {about(table)} on', 'left about {about(cells)} on')),
-    ('study: betas are one string', 'scripts/grid.py', 'study', ('words = map(str, value if isinstance(value, tuple) else [value])', 'words = [str(value)]')),
+    ('study: betas are one string', 'scripts/grid.py', 'study', ('*map(str, value if isinstance(value, tuple) else [value])', 'str(value)')),
     ("arm: the base's axes not turned", 'experiments/ur_reacher.py', 'arm', ('BASE_ANGLE = math.pi + RESET_Q[0]', 'BASE_ANGLE = RESET_Q[0]')),
     ("arm: elbow's angle from the horizontal", 'experiments/ur_reacher.py', 'arm', ('both = shoulder + elbow\n    cos', 'both = elbow\n    cos')),
     ('arm: no wrist', 'experiments/ur_reacher.py', 'arm', ('(WRIST[2] + [A3, 0.0, 0.0]).tolist()', '(A3, 0.0, 0.0)')),
