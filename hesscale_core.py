@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hesscale_flat import FlatModule, KeptArrays, LightOptimizer, check_shapes, constant, namespace
+from hesscale_flat import FlatModule, KeptArrays, LightOptimizer, check_shapes, constant, namespace, refuse_autocast
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -46,8 +46,12 @@ class TanhMLP(FlatModule):
 
     def current_parameters(self):
         """Return weight, bias, weight, bias, ..., log_std as they are now."""
-        layers = self._modules["layers"]._modules.values()
-        return [p for module in (*layers, self) for p in module._parameters.values() if p is not None]
+        log_std = self._parameters["log_std"]
+        try:  # by name, because pruning leaves other parameters
+            modules = [layer._parameters for layer in self._modules["layers"]._modules.values()]
+            return [p[name] for p in modules for name in ("weight", "bias")] + [log_std] * (log_std is not None)
+        except KeyError as error:
+            raise TypeError(f"a layer has no parameter {error}: undo the parametrization or pruning of it") from None
 
     def log_std_like(self, x):
         """Return a copy of log_std [out] of the kind of `x`: a policy made of it stays as it was after an update."""
@@ -95,6 +99,7 @@ class TanhMLP(FlatModule):
         h = h if second_order else g  # without a diagonal h only passes the checks
         xp = namespace(inputs[0], g, h)
         if xp is torch:
+            refuse_autocast(g)
             self.follow_parameters()
             g, h, *inputs = map(constant, (g, h, *inputs))
         (params, grads, hesses), product = (self.arrays, np.dot) if xp is np else (self.tensors, torch.matmul)
@@ -361,7 +366,7 @@ class ScaledOptimizer(LightOptimizer):
         self.__setstate__({})
 
     def __setstate__(self, state):  # of load_state_dict, copies and pickles
-        name = (self.__dict__ | state)["param_groups"][0]["kind"]
+        name = (self.__dict__ | state)["param_groups"][0].get("kind")  # None of another class
         if getattr(self, "name", name) != name:
             raise ValueError(f"this is the state of an optimizer {name!r}, and cannot be that of {self.name!r}")
         super().__setstate__(state)
@@ -374,8 +379,8 @@ class ScaledOptimizer(LightOptimizer):
             self.moments.append("exp_avg_hess_sq")
 
     def add_param_group(self, param_group):
-        delta = self.param_groups[0]["delta"] if self.param_groups else self.defaults["delta"]
-        group = self.defaults | {"delta": delta} | param_group
+        first = self.param_groups[0] if self.param_groups else self.defaults | param_group
+        delta, group = first["delta"], self.defaults | {"delta": first["delta"]} | param_group
         if not 0 <= group["lr"] < math.inf:
             raise ValueError(f"lr={group['lr']}: the step size must be a number >= 0")
         if not all(0 <= beta < 1 for beta in group["betas"]):
@@ -384,6 +389,11 @@ class ScaledOptimizer(LightOptimizer):
             raise ValueError(f"eps={group['eps']}: must be > 0, or a zero curvature would divide by zero")
         if not 0 < group["delta"] < math.inf or group["delta"] != delta:
             raise ValueError(f"delta={group['delta']}: the radius must be > 0, and one for all groups")
+        if group["kind"] != self.defaults["kind"]:
+            raise ValueError(f"kind={group['kind']!r}: an optimizer is of one kind, {self.defaults['kind']!r}")
+        for name in "weight_decay", "momentum", "nesterov", "amsgrad", "maximize":  # other keys are the caller's own
+            if group.get(name):
+                raise ValueError(f"{name}={group[name]}: these optimizers have no {name}; leave it out")
         super().add_param_group(group)
 
     @np.errstate(all="ignore")  # what is not finite is raised

@@ -149,7 +149,7 @@ class NormalizedEnv:
             taken = np.minimum(np.maximum(action.reshape(self.action_shape), space.low), space.high)
             if self.rounds:
                 taken = np.rint(taken)
-            taken = taken.astype(space.dtype, copy=False)
+            taken = np.asarray(taken, space.dtype)  # also in a space of shape (), where numpy makes a number of it
         try:
             returned = self.env.step(taken)
         except (Exception, SystemExit) as error:

@@ -42,6 +42,12 @@ def check_shapes(shape, **arrays):
         raise ValueError(f"{next(iter(arrays))} is empty, of shape {list(shape)}; give at least one sample")
 
 
+def refuse_autocast(tensor):
+    """Raise RuntimeError in torch.autocast, whose two types the passes by hand would mix."""
+    if torch.is_autocast_enabled(tensor.device.type):
+        raise RuntimeError("HesScale does not run in torch.autocast: convert network and input, as by .bfloat16()")
+
+
 def numpy_computes(tensor):
     """Return whether numpy computes with the tensor's memory: on a CPU, in float32 or float64."""
     return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
@@ -91,25 +97,29 @@ class FlatModule(nn.Module):
         Raises TypeError for an array of another dtype, or if numpy can't share the memory.
         """
         if not isinstance(x, np.ndarray):
+            refuse_autocast(x)
             return self.current_parameters()
         self.follow_parameters()
         if self.arrays is None or x.dtype != self.arrays[0][-1].dtype:
             where = f"{self._flat.dtype} on the {self._flat.device.type}"
-            raise TypeError(f"input is a numpy array of {x.dtype}, the parameters are {where}: convert one of them")
+            what = "numpy computes on the CPU, in float32 and float64" if self.arrays is None else "convert one of them"
+            raise TypeError(f"input is a numpy array of {x.dtype}, the parameters are {where}: {what}")
         return self.arrays[0]
 
     @property
     def flat(self):
         """All parameters as one nn.Parameter [P], with .grad and .hess, for an optimizer in place of net.parameters().
 
-        To take it pins the parameters, which saves 10%: a network need not look where they are, nor set .grad and .hess
-        of each. Values may change in place, as by load_state_dict, and .to(), copies and requires_grad_() of the whole
-        network are still followed; an assigned .data, a new layer and freezing a part are not. Raises ValueError if
-        parameters are frozen.
+        To take it pins the parameters, which saves 10%: a network need not look where they are, nor set .hess of each;
+        their .grad are views of that of `flat` from now on, for clipping. Values may change in place, as by
+        load_state_dict, and .to(), copies and requires_grad_() of the whole network are still followed; an assigned
+        .data, a new layer and freezing a part are not. Raises ValueError if parameters are frozen.
         """
         if not all(p.requires_grad for p in self.parameters()):
             raise ValueError("net.flat includes frozen parameters: give the optimizer net.parameters() instead")
         self.follow_parameters()
+        for p, p.grad, _ in self._published[:-1]:
+            p.hess = None
         self._pinned, self._published = True, self._published[-1:]
         return self._flat
 
@@ -122,6 +132,10 @@ class FlatModule(nn.Module):
         for p, grad, hess in self._published:
             p.grad = grad if p.requires_grad else None
             p.hess, hess.curvature = hess if curvature else None, curvature
+
+    def zero_grad(self, set_to_none=True):
+        """As in torch; but what net.flat has pinned stays, as zeros, for backward and clipping to find."""
+        super().zero_grad(set_to_none and not self._pinned)
 
     def requires_grad_(self, requires_grad=True):
         """Freeze the whole network, or train it again; as in torch, and net.flat follows."""

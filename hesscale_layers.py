@@ -20,11 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hesscale_flat import refuse_autocast
+
 
 def vjp(output, inputs, v, create_graph=False):
-    """Return J^T v for each of `inputs`, from the graph that made `output` of them."""
-    options = dict(retain_graph=True, create_graph=create_graph, materialize_grads=True)
-    return torch.autograd.grad(output, inputs, v, **options) if inputs else ()
+    """Return J^T v for each of `inputs`, from the graph that made `output` of them (RuntimeError if it did not)."""
+    if not inputs:
+        return ()
+    found = torch.autograd.grad(output, inputs, v, retain_graph=True, create_graph=create_graph, allow_unused=True)
+    if any(d is None for d in found):
+        raise RuntimeError("no graph leads from a layer's output to its input and parameters: was HesScale compiled?")
+    return found
 
 
 def weighted(layer, x, out, g, h, gauss_newton):
@@ -70,7 +76,8 @@ def elementwise(layer, x, out, g, h, gauss_newton):
     (slope,) = vjp(out, [x], torch.ones_like(out), create_graph=not gauss_newton)
     h = slope.detach() ** 2 * h
     if slope.requires_grad:  # not ReLU's, nor without create_graph
-        h = h + vjp(slope, [x], torch.ones_like(slope))[0] * g
+        ones = torch.ones_like(slope)
+        h = h + torch.autograd.grad(slope, [x], ones, retain_graph=True, materialize_grads=True)[0] * g
     return slope.detach() * g, h
 
 
@@ -91,10 +98,11 @@ def scaling(layer, x, out, g, h, gauss_newton):
 
 def window_weight(layer, x):
     """Return what average pooling multiplies each of a window's inputs with, a tensor like one channel's output."""
-    one = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
+    sizes = x.shape[-AVERAGING[type(layer)] :]  # before these a batch, channels, or both
+    one = torch.ones((1, 1, *sizes), dtype=x.dtype, device=x.device)
     if isinstance(layer, ADAPTIVE):  # the window of output i is from floor(i m / n) to ceil((i + 1) m / n)
         weight = one.new_ones(())
-        for m, n in zip(x.shape[2:], layer.forward(one).shape[2:], strict=True):
+        for m, n in zip(sizes, layer.forward(one).shape[2:], strict=True):
             size = [math.ceil((i + 1) * m / n) - i * m // n for i in range(n)]
             weight = weight[..., None] / torch.tensor(size, dtype=x.dtype, device=x.device)
         return weight
@@ -104,24 +112,49 @@ def window_weight(layer, x):
     else:
         pool = F.avg_pool2d if isinstance(layer, nn.AvgPool2d) else F.avg_pool3d
         inputs = pool(one, layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, divisor_override=1)
-    return layer.forward(one) / inputs  # the mean of ones, of which padding is none, over their number
+    return (layer.forward(one) / inputs)[0, 0]  # the mean of ones, of which padding is none, over their number
 
 
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 ADAPTIVE = nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d
+AVERAGING = dict(zip((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, *ADAPTIVE), (1, 2, 3, 1, 2, 3), strict=True))
+ACTIVATIONS = (
+    nn.CELU, nn.ELU, nn.GELU, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU,
+    nn.ReLU6, nn.SELU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Softsign, nn.Tanh, nn.Tanhshrink,
+)  # fmt: skip
 RULES = (
     dict.fromkeys((nn.Linear, *CONVOLUTIONS), weighted)
-    | dict.fromkeys(
-        (nn.Tanh, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Softplus), elementwise
-    )
-    | dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Flatten, nn.Unflatten, nn.Identity), selecting)
+    | dict.fromkeys(ACTIVATIONS, elementwise)
+    | dict.fromkeys((nn.Flatten, nn.Unflatten, nn.Identity), selecting)
+    | dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), selecting)
+    | dict.fromkeys((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d), selecting)
     | dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d), selecting)
     | dict.fromkeys((nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d), selecting)
     | dict.fromkeys((nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d), selecting)
     | dict.fromkeys((nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d), selecting)
-    | dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, *ADAPTIVE), averaging)
+    | dict.fromkeys(AVERAGING, averaging)
     | dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), scaling)
 )
+
+
+def called(layer, x):
+    """Return layer(x); raise TypeError if hooks change what goes in or comes out, of which the rules know nothing."""
+    if not (layer._forward_hooks or layer._forward_pre_hooks):
+        return layer(x)
+    before, seen = x.clone(), []
+    handles = (
+        layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone())),
+        layer.register_forward_hook(lambda _, args, out: seen.append(out.clone()), prepend=True),
+    )
+    try:
+        out = layer(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for a, b in zip(seen, (before, out), strict=True):
+        if a.shape != b.shape or not torch.allclose(a, b, rtol=0, atol=0, equal_nan=True):
+            raise TypeError(f"a hook of {layer} changes what goes in or comes out: make it a layer of its own")
+    return out
 
 
 class HesScale(nn.Module):
@@ -146,11 +179,15 @@ class HesScale(nn.Module):
         return layers
 
     def _layers_of(self, module, place):
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise TypeError(f"{place} has backward hooks, which would be called with curvatures too: remove them")
         if type(module) is nn.Sequential:
+            if module._forward_hooks or module._forward_pre_hooks:
+                raise TypeError(f"{place} has forward hooks, which are not called: give them to its layers")
             for name, layer in module._modules.items():
                 yield from self._layers_of(layer, f"{place}.{name}")
         elif type(module) not in RULES:
-            add = "hesscale_layers.RULES[type] = a function like `elementwise` adds one"
+            add = "hesscale_layers.RULES[type] = elementwise adds that of an activation; see the other rules"
             raise TypeError(f"{place} is a {type(module).__name__}, for which HesScale has no rule: {add}")
         elif getattr(module, "return_indices", False):
             raise TypeError(f"{place} returns indices, which no next layer takes: leave return_indices out")
@@ -167,12 +204,13 @@ class HesScale(nn.Module):
         """
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"input is a {type(x).__name__}; expected a torch tensor")
+        refuse_autocast(x)
         self._kept = []
         with torch.enable_grad():  # backward goes back through each layer's part of this graph
             y = x
             for layer in self.layers:
                 # an in-place activation must not change what is kept
-                out = layer(y.clone() if getattr(layer, "inplace", False) else y)
+                out = called(layer, y.clone() if getattr(layer, "inplace", False) else y)
                 self._kept.append((layer, y, out))
                 y = out
         return y if torch.is_grad_enabled() else y.detach()
@@ -191,8 +229,10 @@ class HesScale(nn.Module):
         if gauss_newton not in (False, True):
             raise ValueError(f"gauss_newton={gauss_newton!r}: choose False or True")
         out = self._kept[-1][-1]
+        refuse_autocast(out)
         if not out.requires_grad and any(p.requires_grad for p in self.parameters()):
-            raise RuntimeError("forward ran in torch.inference_mode, which keeps no graph: use torch.no_grad")
+            why = "in torch.inference_mode: use torch.no_grad" if out.is_inference() else "while all were frozen"
+            raise RuntimeError(f"forward kept no graph for the parameters, because it ran {why}")
         g, h = (
             d if d is None else torch.as_tensor(d, dtype=out.dtype, device=out.device).detach()
             for d in (grad_output, hess_output)
@@ -206,6 +246,9 @@ class HesScale(nn.Module):
             if not out.requires_grad:  # no parameters below
                 break
             g, h = RULES[type(layer)](layer, x, out, g, h, gauss_newton)
+            if any(p.requires_grad and p.grad is None for p in layer._parameters.values() if p is not None):
+                kind = type(layer).__name__
+                raise RuntimeError(f"the rule of {kind} leaves its parameters untrained: freeze them, or set .grad")
         for p in self.parameters():
             if p.hess is not None:
                 p.hess.curvature = "HesScaleGN" if gauss_newton else "HesScale"

@@ -13,6 +13,7 @@ import functools
 import io
 import logging
 import random
+import sys
 import types
 import weakref
 
@@ -231,6 +232,8 @@ class _Pickler(cloudpickle.Pickler):
         return path
 
     def reducer_override(self, value):
+        if type(value) is io.TextIOWrapper and value not in (sys.stdout, sys.stderr):
+            raise CannotSave("an open file")  # cloudpickle would save a copy of what it holds, which reaches no disk
         if isinstance(value, torch.Generator):
             return _torch_generator, (value.get_state(),)
         if isinstance(value, torch.storage.TypedStorage):  # each tensor has another one of the storage that they share

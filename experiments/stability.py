@@ -116,7 +116,7 @@ def choose(args):
     rows["series"] += names.where(rows.groupby("series")["name"].transform("nunique") > 1, "")
     for flag in [column for column in rows.columns if column not in {*COLUMNS, "source", "damage", "seed", "name"}]:
         for _, values in several_values(rows, flag, ["setting", "series"]):
-            differ = f"runs differ in --{flag.replace('_', '-')} ({' '.join(sorted(values))})"
+            differ = f"runs differ in --{flag.replace('_', '-')} ({' '.join(sorted(map(str, values)))})"
             fail(f"{' '.join(args.grids)}: {differ} too, which no curve tells apart; give each a table with a name")
     starts = rows["curve"].map(lambda curve: curve[0]).groupby(rows["env_id"]).transform("mean")
     found = [losses(*run) for run in zip(rows["curve"], starts, rows["state"] == "diverged", strict=True)]

@@ -25,16 +25,18 @@ ARCHIVES = f"{ROOT}/results/*/runs.csv.gz"
 DONE, STATES = ("finished", "diverged"), ("finished", "diverged", "running", "interrupted", "killed", "failed")
 
 
-def find_runs(*patterns):
+def find_runs(*patterns, unread=None):
     """The runs in folders that match a pattern, by default "runs/*", as {key: (state, folder, status)}.
 
-    Of several with a key it is the furthest one.
+    Of several with a key it is the furthest one. A list `unread` gets the folders whose status.json can't be read.
     """
     runs = {}
     for path in itertools.chain(*(glob.glob(f"{pattern}/status.json") for pattern in patterns or ["runs/*"])):
         folder = os.path.dirname(path)
         status = read_status(folder)
-        if status is None or status["state"] not in STATES:  # half written, or of another version
+        if status is None or status["state"] not in STATES:  # damaged, or of another version
+            if unread is not None:
+                unread.append(folder)
             continue
         state = status["state"]
         try:

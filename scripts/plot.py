@@ -75,7 +75,15 @@ class Args:
 
 
 def words(values):
-    return " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+    texts = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+    return " ".join({"nan": "None", "": '""'}.get(text, text) for text in texts)  # pandas makes None a NaN
+
+
+def condition(name, value):
+    """Return what --where takes for the runs with this value of a flag."""
+    if words([value]) == "None":
+        return f"{name}.isna()"
+    return f"{name}.astype('str') == {str(value)!r}" if isinstance(value, tuple) else f"{name} == {value!r}"
 
 
 def warn(rows, text):
@@ -116,12 +124,12 @@ def choose(args):
             fail(f"--where {args.where}: {error}; it is a condition as \"optimizer == 'adam'\"")
         if not len(rows):
             fail(f"--where {args.where}: is true of none of the {number} runs; give another condition, or leave it out")
-    about = {*COLUMNS, *ABOUT, *by, "source", "damage", "selection", "name"} - {"total_timesteps"}
+    about = {*COLUMNS, *ABOUT, "source", "damage", "selection", "name"} - {"total_timesteps"} | {*by}
     for name in [column for column in rows.columns if column not in about]:
         same = ["agent", "selection"] if name == "total_timesteps" else ["agent", "selection", "name"]
         for (agent, *_), values in several_values(rows, name, same):
             flag = f"--{name.replace('_', '-')} {words(values)}"
-            fail(f'{flag}: {agent} has runs with each; add --by {name}, or --where "{name} == {values[0]}"')
+            fail(f'{flag}: {agent} has runs with each; add --by {name}, or --where "{condition(name, values[0])}"')
     rows = rows.assign(series=rows["optimizer"] + rows["name"].map(lambda name: f", {name}" * bool(name)))
     for name in by:
         differs = (

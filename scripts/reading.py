@@ -19,7 +19,7 @@ from done import STATES, find_runs, wall_time
 from grid import agent_name, defaults
 
 from hesscale_run import FREE_FLAGS, identity
-from hesscale_utils import check_installed, fail
+from hesscale_utils import check_installed, fail, warn
 
 check_installed("pandas", f"scripts/{os.path.basename(sys.argv[0])}", "requirements-study.txt")
 import pandas as pd
@@ -108,7 +108,9 @@ def check_folders(args):
 
 def read_runs(folders, wanted=lambda key, state: True):
     """Return the runs in `folders` that are `wanted` as a table; of two with a key the furthest one."""
-    found = find_runs(*(f"{glob.escape(folder)}/*" for folder in folders))
+    found = find_runs(*(f"{glob.escape(folder)}/*" for folder in folders), unread=(unread := []))
+    if unread:
+        warn(f"left out, because their status.json can't be read: {', '.join(unread)}")
     jobs = [(key, *run) for key, run in found.items() if wanted(key, run[0])]
     if not jobs:
         return pd.DataFrame(columns=[*COLUMNS, "source", "damage"])
@@ -119,10 +121,10 @@ def read_runs(folders, wanted=lambda key, state: True):
 
 
 def several_values(rows, flag, same):
-    """Yield (key, values as words) of each group of runs, equal in the columns `same`, that has several of a flag."""
+    """Yield (key, values) of each group of runs, equal in the columns `same`, that has several of a flag."""
     for key, part in rows.groupby(same):
-        if len(values := part[flag].map(str).unique()) > 1:
-            yield key, values
+        if len(values := part[flag][~part[flag].map(str).duplicated()]) > 1:
+            yield key, [*values]
 
 
 def read_archive(path):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run a script of this repository in .venv, made on first use, with the packages that the script needs:
 #   scripts/run.sh ppo_hesscale.py --env-id Hopper-v4 --optimizer scaled-adahesscale
-# It runs in the caller's folder, where runs/ and results/ then lie. The script's path is relative to that folder or to
+# It runs in the caller's folder, where runs/ then lies. The script's path is relative to that folder or to
 # the repository. What is no script goes to python: scripts/run.sh -m tensorboard.main --logdir runs
 set -euo pipefail
 unset CDPATH

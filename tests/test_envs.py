@@ -332,7 +332,7 @@ def test_actions_have_the_spaces_shape_and_type_and_are_rounded_to_integers(monk
         env.step(np.full(env.action_dim, action, np.float32))
     expected = [0, 1, 2, 3] if np.issubdtype(dtype, np.integer) else [0, 0.6, 1.7, 3]
     assert [np.unique(action).item() for action in taken] == pytest.approx(expected)
-    assert all(np.shape(action) == shape and action.dtype == dtype for action in taken)
+    assert all(type(action) is np.ndarray and action.shape == shape and action.dtype == dtype for action in taken)
 
 
 def test_an_environment_without_spaces_is_one_line(monkeypatch):
@@ -816,6 +816,19 @@ def test_what_can_not_be_saved_is_named(name, value, message):
     assert env.unsaved().startswith(message)
     assert (random.getstate(), np.random.get_state()[2]) == (states[0], states[2])
     assert name == "error" or env.get_state()["layers"] is None
+
+
+@pytest.mark.parametrize("mode", ["r", "a", "a+", "w+", "rb"])
+def test_an_open_file_can_not_be_saved_and_what_is_in_memory_can(tmp_path, monkeypatch, mode):
+    """A copy of what the file holds would take all that the environment writes, and it would reach no disk."""
+    (tmp_path / "log").write_text("line")
+    toggle = Toggle()
+    with open(os.devnull, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)  # pytest's is of a class of its own
+        toggle.streams = [io.StringIO("a"), io.BytesIO(b"b"), stderr]
+        assert NormalizedEnv(toggle, 0.9).unsaved() is None
+    with open(tmp_path / "log", mode) as toggle.log:
+        assert NormalizedEnv(toggle, 0.9).unsaved().startswith("Toggle.log is a ")
 
 
 def test_to_load_on_trial_changes_nothing():

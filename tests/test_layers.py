@@ -43,6 +43,29 @@ ACTIVATIONS = {
     ),
     "GELU": (nn.GELU(), lambda x: CDF(x) + x * PHI(x), lambda x: (2 - x * x) * PHI(x)),
     "Softplus": (nn.Softplus(2.0), lambda x: LOGISTIC(2 * x), lambda x: 2 * LOGISTIC(2 * x) * LOGISTIC(-2 * x)),
+    "CELU": (
+        nn.CELU(2.0),
+        lambda x: np.where(x > 0, 1, np.exp(x / 2)),
+        lambda x: np.where(x > 0, 0, np.exp(x / 2) / 2),
+    ),
+    "Softsign": (nn.Softsign(), lambda x: (1 + abs(x)) ** -2.0, lambda x: -2 * np.sign(x) * (1 + abs(x)) ** -3.0),
+    "LogSigmoid": (nn.LogSigmoid(), lambda x: LOGISTIC(-x), lambda x: -LOGISTIC(x) * LOGISTIC(-x)),
+    "Tanhshrink": (nn.Tanhshrink(), lambda x: np.tanh(x) ** 2, lambda x: 2 * np.tanh(x) * (1 - np.tanh(x) ** 2)),
+    "Hardtanh": (nn.Hardtanh(-0.5, 0.7), lambda x: 1.0 * ((x > -0.5) & (x < 0.7)), lambda x: 0 * x),
+    "ReLU6": (nn.ReLU6(), lambda x: 1.0 * ((x > 0) & (x < 6)), lambda x: 0 * x),
+    "Hardswish": (
+        nn.Hardswish(),
+        lambda x: np.where(abs(x) < 3, (2 * x + 3) / 6, x > 0),
+        lambda x: (abs(x) < 3) / 3,
+    ),
+    "Mish": (
+        nn.Mish(),
+        lambda x: np.tanh(np.logaddexp(0, x)) + x * LOGISTIC(x) / np.cosh(np.logaddexp(0, x)) ** 2,
+        lambda x: (
+            (2 * LOGISTIC(x) + x * LOGISTIC(x) * LOGISTIC(-x) - 2 * x * LOGISTIC(x) ** 2 * np.tanh(np.logaddexp(0, x)))
+            / np.cosh(np.logaddexp(0, x)) ** 2
+        ),
+    ),
 }
 
 
@@ -112,6 +135,7 @@ LAYERS = {
     "conv3d": (nn.Conv3d(1, 2, 2), (1, 3, 3, 3)),
     "max pooling that overlaps": (nn.MaxPool2d(3, 2, padding=1, ceil_mode=True), (2, 6, 5)),
     "max pooling 1d": (nn.MaxPool1d(2, dilation=2), (2, 8)),
+    "adaptive max pooling": (nn.AdaptiveMaxPool2d((3, 2)), (2, 7, 5)),
     "avg pooling": (nn.AvgPool2d(2), (2, 4, 6)),
     "avg pooling that overlaps": (nn.AvgPool2d(3, 2, padding=1), (2, 6, 5)),
     "avg pooling of what is there": (
@@ -156,6 +180,30 @@ def test_padding_that_is_not_zeros_counts_as_a_layer_of_its_own(mode, Pad):
         net.backward(grad, hess)
         diagonals.append([p.hess for p in net.parameters()])
     torch.testing.assert_close(*diagonals)
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool1d(3, 2, padding=1, ceil_mode=True), nn.AdaptiveAvgPool1d(4)])
+def test_pooling_counts_dimensions_from_the_last(pool):
+    """[B, F] and [B, T, F] are the same batch with channels of one more dimension; a sample alone is a batch of one."""
+    close, x = torch.testing.assert_close, torch.randn(5, 6)
+    width = pool(x).shape[1]
+    diagonals = lambda net: [p.hess for p in net.parameters()]  # noqa: E731
+
+    def pooled(net, x, out, channels=()):
+        torch.manual_seed(1)
+        net(x)
+        net.backward(torch.randn(out).reshape(*channels, *out), torch.randn(out).reshape(*channels, *out))
+        return diagonals(net)
+
+    net = HesScale(nn.Sequential(nn.Linear(6, 6), nn.Tanh(), pool, nn.Linear(width, 2)))
+    close(pooled(net, x, (5, 2)), pooled(net, x[None], (5, 2), (1,)))
+    check(
+        nn.Sequential(nn.Conv1d(2, 2, 1), copy.deepcopy(pool), nn.Flatten(), nn.Linear(2 * width, 2)),
+        x.new_ones(3, 2, 6),
+    )
+    flat = nn.Conv2d(2, 3, 3), nn.Tanh(), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.Conv2d(3, 2, 2)
+    net, image = HesScale(nn.Sequential(*flat)), torch.randn(2, 8, 8)
+    close(pooled(net, image, (2, 1, 1)), pooled(net, image[None], (2, 1, 1), (1,)))
 
 
 @pytest.mark.parametrize("first", [nn.AvgPool2d(2), nn.Tanh(), nn.ZeroPad2d(1), nn.Sequential(nn.Identity(), nn.ELU())])
@@ -459,6 +507,11 @@ def pruned():
     return model
 
 
+def hooked(layer, kind="forward", hook=lambda *args: None):
+    getattr(layer, f"register_{kind}_hook")(hook)
+    return layer
+
+
 class OwnForward(nn.Sequential):
     def forward(self, x):
         return x
@@ -473,6 +526,9 @@ class OwnForward(nn.Sequential):
             "model.1 is a BatchNorm1d, for which HesScale has no",
         ),
         (nn.Sequential(nn.Sequential(nn.LayerNorm(2))), TypeError, "model.0.0 is a LayerNorm.*RULES"),
+        (hooked(nn.Sequential(nn.Linear(2, 2))), TypeError, "model has forward hooks, which are not called"),
+        (nn.Sequential(hooked(nn.Linear(2, 2), "full_backward")), TypeError, "model.0 has backward hooks"),
+        (hooked(nn.Linear(2, 2), "full_backward_pre"), TypeError, "model has backward hooks"),
         (nn.Sequential(nn.AlphaDropout()), TypeError, "model.0 is a AlphaDropout"),
         (OwnForward(nn.Linear(2, 2)), TypeError, "model is a OwnForward"),
         (nn.MaxPool2d(2, return_indices=True), TypeError, "model returns indices"),
@@ -536,13 +592,15 @@ def test_inference_mode_is_for_forward_passes_alone():
     with torch.inference_mode():
         out = net(x)
     torch.testing.assert_close(out.clone(), net.model(x).detach())
-    with pytest.raises(RuntimeError, match="which keeps no graph: use"):
+    with pytest.raises(RuntimeError, match=r"it ran in torch.inference_mode: use torch.no_grad"):
         net.backward(torch.ones(4, 3), torch.ones(4, 3))
-    for p in net.parameters():
-        p.requires_grad_(False)
+    net.requires_grad_(False)
     net(x)
     net.backward(torch.ones(4, 3), torch.ones(4, 3))  # nothing is trained
     assert all(p.grad is None for p in net.parameters())
+    net.requires_grad_(True)
+    with pytest.raises(RuntimeError, match="it ran while all were frozen"):
+        net.backward(torch.ones(4, 3), torch.ones(4, 3))
 
 
 def test_a_reader_adds_a_rule(monkeypatch):
@@ -558,6 +616,64 @@ def test_a_reader_adds_a_rule(monkeypatch):
     net.backward(grad, hess)
     for p, diagonal in zip(net.parameters(), exact, strict=True):
         torch.testing.assert_close(p.hess, diagonal)
+
+
+def test_a_rule_that_leaves_parameters_out_is_named(monkeypatch):
+    monkeypatch.setitem(hesscale_layers.RULES, nn.PReLU, hesscale_layers.elementwise)
+    model, ones = nn.Sequential(nn.Linear(2, 3), nn.PReLU()), torch.ones(4, 3)
+    net = HesScale(model)
+    net(torch.randn(4, 2))
+    with pytest.raises(RuntimeError, match="the rule of PReLU leaves its parameters untrained: freeze them"):
+        net.backward(ones, ones)
+    model[1].requires_grad_(False)
+    net(torch.randn(4, 2))
+    net.backward(ones, ones)
+    assert model[0].weight.hess.all()
+
+
+@pytest.mark.parametrize(
+    "kind, hook",
+    [
+        ("forward", lambda layer, args, out: 2 * out),
+        ("forward", lambda layer, args, out: out.detach().mul_(2)),
+        ("forward", lambda layer, args, out: out[:, :1]),
+        ("forward_pre", lambda layer, args: (args[0] + 1,)),
+    ],
+)
+def test_hooks_may_look_and_not_change(kind, hook):
+    layer, x, seen = nn.Linear(2, 3), torch.randn(4, 2), []
+    net = HesScale(nn.Sequential(nn.Linear(2, 2), layer))
+    hooked(layer, "forward", lambda layer, args, out: seen.extend([*args, out]))
+    hooked(layer, "forward_pre", lambda layer, args: seen.extend(args))
+    torch.testing.assert_close(net(x), net.model[1](net.model[0](x)))
+    assert len(seen) == 6 and len(layer._forward_hooks) == len(layer._forward_pre_hooks) == 1
+    net.backward(torch.ones(4, 3), torch.ones(4, 3))
+    assert layer.weight.hess.all() and len(seen) == 6
+    net(torch.full((4, 2), math.nan))  # NaN is no change
+    hooked(layer, kind, hook)
+    with pytest.raises(TypeError, match=r"a hook of Linear.* changes what goes in or comes out"):
+        net(x)
+    assert len(layer._forward_hooks) + len(layer._forward_pre_hooks) == 3
+
+
+def test_a_graph_that_does_not_lead_back_is_an_error():
+    """As torch.compile's, of which a layer's output and its input are two outputs."""
+    net, ones = HesScale(nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 3))), torch.ones(4, 3)
+    compiled = torch.compile(net, backend="aot_eager")
+    compiled(torch.randn(4, 2))
+    with pytest.raises(RuntimeError, match="was HesScale compiled"):
+        net.backward(ones, ones)
+
+
+@pytest.mark.parametrize("net", [HesScale(nn.Linear(2, 3)), TanhMLP(2, (), 3)])
+def test_autocast_is_refused(net):
+    x, ones = torch.randn(4, 2), torch.ones(4, 3)
+    net.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RuntimeError, match=r"not run in torch\.autocast"):
+        net(x.float())
+    net(x.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(RuntimeError, match=r"not run in torch\.autocast"):
+        net.backward(ones.float(), ones.float())
 
 
 def test_a_network_learns_digits():

@@ -577,6 +577,21 @@ def test_groups_share_one_trust_region():
     groups = [{"params": params} for params in (make_params()[:2], make_params()[2:])]
     with pytest.raises(ValueError, match=r"delta=0\.5: .* one for all groups"):
         make_optimizer("scaled-adam", [groups[0], groups[1] | {"delta": 0.5}], lr=0.1, delta=1e-3)
+    optimizer = make_optimizer("scaled-adam", [groups[0] | {"delta": 0.5}, groups[1]], lr=0.1, delta=1e-3)
+    assert [group["delta"] for group in optimizer.param_groups] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    "name, value", [("weight_decay", 0.01), ("maximize", True), ("momentum", 0.9), ("kind", "sgd")]
+)
+def test_what_would_be_ignored_in_a_group_is_refused(name, value):
+    params = make_params()
+    with pytest.raises(ValueError, match=rf"{name}={value!r}: "):
+        make_optimizer("adam", [{"params": params, name: value}], lr=0.1)
+    optimizer = make_optimizer("adam", [{"params": params[:1], "weight_decay": 0.0, "initial_lr": 1.0}], lr=0.1)
+    with pytest.raises(ValueError, match=rf"{name}={value!r}: "):
+        optimizer.add_param_group({"params": params[1:], name: value})
+    assert len(optimizer.param_groups) == 1
 
 
 @pytest.mark.parametrize("how", ["set", "loaded"])
@@ -608,6 +623,8 @@ def test_another_optimizers_state_is_refused_and_changes_nothing():
         ValueError, match="the state of an optimizer 'adam', and cannot be that of 'scaled-adahesscale'"
     ):
         ours.load_state_dict(adam.state_dict())
+    with pytest.raises(ValueError, match="the state of an optimizer None"):
+        ours.load_state_dict(torch.optim.Adam(make_params()).state_dict())
     assert ours.name == "scaled-adahesscale" and ours.state_dict() == before
 
 

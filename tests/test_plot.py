@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -866,3 +867,36 @@ def test_every_optimizer_has_a_look_of_its_own():
     channels = [[int(drawing.STYLES[name][1][i : i + 2], 16) for i in (1, 3, 5)] for name in study]
     grey = np.sort(np.array(channels) @ [0.299, 0.587, 0.114])
     assert np.diff(grey).min() > 20  # of 255
+
+
+@pytest.mark.parametrize(
+    "flag, values, condition",
+    [
+        ("exp_name", ("ppo_hesscale", "mine"), "exp_name == 'ppo_hesscale'"),
+        ("max_grad_norm", (None, 0.5), "max_grad_norm.isna()"),
+        ("betas", ([0.9, 0.999], [0.9, 0.9]), "betas.astype('str') == '(0.9, 0.999)'"),
+        ("env_kwargs", ("", "a=1"), "env_kwargs == ''"),
+        ("clip_vloss", (False, True), "clip_vloss == False"),
+        ("total_timesteps", (10_000, 20_000), "total_timesteps == 10000"),
+    ],
+)
+def test_what_is_advised_where_runs_differ_in_a_flag_can_be_done(runs, tmp_path, capsys, flag, values, condition):
+    total = dict(total=values[1]) if flag == "total_timesteps" else {}
+    make_run(runs, flat(1.0), **({} if total else {flag: values[0]})).rename(runs / "first")
+    make_run(runs, flat(2.0), 1, **total or {flag: values[1]})
+    line = fails(tmp_path, capsys)
+    (advice,) = re.findall(r'or --where "(.*)"$', line)
+    assert f"add --by {flag}, or" in line and advice == condition
+    draw(tmp_path, "table", where=advice)
+    assert [row["final"] for row in rows(tmp_path, "table")] == ["1"]
+    draw(tmp_path, by=(flag,), baseline=rows(tmp_path, "table")[0]["series"])
+    names = [row["series"] for row in rows(tmp_path, "table")]
+    assert len(names) == 2 and not any("nan" in name for name in names)
+
+
+def test_a_run_whose_status_is_damaged_is_named(runs, tmp_path, capsys):
+    make_run(runs, flat(1.0))
+    (make_run(runs, flat(2.0), 2) / "status.json").write_text("{")
+    draw(tmp_path, "table")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "status.json" in line]
+    assert line.startswith("warning: left out, because their status.json can't be read: ") and line.endswith("22048")

@@ -6,6 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 from torch.func import functional_call, hessian
 
@@ -390,7 +391,42 @@ def test_a_pinned_network_leaves_its_derivatives_in_the_flat_vector_alone(kind, 
         monkeypatch.setattr(net, "current_parameters", None)
     backward(net, kind, x, targets)
     assert flat.grad.any() and flat.hess.any()
+    assert all(p.hess is None for p in net.parameters())
+
+
+def test_a_pinned_network_can_be_clipped_by_its_parameters(kind):
+    net, x, targets = make((4, (6, 5), 3))
+    twin = copy.deepcopy(net)
+    backward(twin, kind, x, targets)
+    whole = [p.grad.clone() for p in twin.parameters()]
+    assert twin.flat is not None and all(p.hess is None for p in twin.parameters())  # not those of before
+    flat = net.flat
+    for zero in (flat, net, net):  # what an optimizer's zero_grad does, and the network's
+        zero.grad, _ = (None, None) if zero is flat else (flat.grad, net.zero_grad())
+        assert zero is flat or not flat.grad.any()
+        backward(net, kind, x, targets)
+        torch.testing.assert_close([p.grad for p in net.parameters()], whole)
+        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1e-3)
+        assert norm > 0.01 and flat.grad.norm() == pytest.approx(1e-3, rel=1e-3)
+    net.double()  # no longer pinned
+    net.zero_grad()
     assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: torch.nn.utils.prune.l1_unstructured(layer, "weight", amount=2),
+        torch.nn.utils.parametrizations.weight_norm,
+        torch.nn.utils.spectral_norm,
+    ],
+)
+def test_a_layer_with_other_parameters_is_refused(kind, change):
+    net, x, _ = make((4, (6, 5), 3))
+    change(net.layers[0])
+    for use in (lambda: net(kind(x)), lambda: net.flat):
+        with pytest.raises(TypeError, match="a layer has no parameter 'weight': undo the parametrization or pruning"):
+            use()
 
 
 def test_a_functional_call_uses_the_parameters_that_it_is_given():
@@ -465,6 +501,10 @@ def test_a_network_of_a_dtype_that_numpy_lacks_takes_tensors():
     assert all(p.grad.dtype is p.hess.dtype is torch.bfloat16 and p.grad.any() for p in net.layers[1].parameters())
     with pytest.raises(TypeError, match=r"numpy array of float32, the parameters are torch\.bfloat16 on the cpu"):
         net(x.float().numpy())
+    with pytest.raises(
+        TypeError, match=r"array of float16, .* torch\.float16 on the cpu: numpy .* float32 and float64"
+    ):
+        net.half()(x.half().numpy())
 
 
 def test_backward_without_forward_is_an_error():
