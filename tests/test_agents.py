@@ -419,6 +419,15 @@ def test_bad_input_is_one_line_and_nothing_is_written(train, tmp_path, agent, fl
 
 
 @pytest.mark.parametrize(
+    "agent, steps", [("ppo", "--num-steps 4 --num-minibatches 4 --total-timesteps 8"),
+                     ("a2c", "--num-steps 1 --total-timesteps 2")]
+)  # fmt: skip
+def test_the_samples_of_all_environments_count(train, agent, steps):
+    folder = train(agent, *f"--env-id toy_envs:Toggle-v0 --num-envs 2 --norm-adv {steps}".split())
+    assert hesscale_run.read_status(folder)["state"] == "finished"
+
+
+@pytest.mark.parametrize(
     "agent, flags", [("ppo", "--optimizer sgdd"), ("a2c", "--seed abc"), ("ppo", "--env-id Hoper-v4")]
 )
 def test_bad_input_seen_from_the_shell(tmp_path, agent, flags):

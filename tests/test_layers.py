@@ -152,6 +152,7 @@ LAYERS = {
     "replicating padding": (nn.ReplicationPad1d((2, 1)), (2, 3)),
     "circular padding": (nn.CircularPad2d(2), (2, 3, 3)),
     "flatten": (nn.Flatten(), (2, 3)),
+    "adaptive of any size": (nn.AdaptiveAvgPool2d((None, 2)), (2, 3, 5)),
     "identity": (nn.Identity(), (5,)),
 }
 
@@ -493,6 +494,47 @@ def test_frozen_layers_get_neither_and_the_others_theirs():
     assert net.model[0].weight.grad is None and net.model[0].weight.hess is None
     torch.testing.assert_close(net.model[2].weight.hess, expected)
     make_optimizer("adahesscale", net.parameters(), lr=1e-3).step()
+
+
+@pytest.mark.parametrize("frozen", ["0", "1", "1.weight", "1.bias", "3.weight", "3.bias"])
+def test_what_is_trained_beside_frozen_parameters_has_its_derivatives(frozen):
+    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Conv2d(2, 2, 2), nn.Flatten(), nn.Linear(8, 3))
+    net, x, grad, hess = HesScale(model), torch.randn(4, 1, 4, 4), *torch.randn(2, 4, 3)
+    net(x)
+    net.backward(grad, hess)
+    expected = {name: (p.grad, p.hess) for name, p in model.named_parameters()}
+    for name, p in model.named_parameters():
+        p.requires_grad_(not name.startswith(frozen))
+    net(x)
+    net.backward(grad, hess)
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close((p.grad, p.hess), expected[name])
+        else:
+            assert p.grad is p.hess is None
+
+
+@pytest.mark.parametrize(
+    "dropout, Conv", [(nn.Dropout1d, nn.Conv1d), (nn.Dropout2d, nn.Conv2d), (nn.Dropout3d, nn.Conv3d)]
+)
+def test_dropout_of_channels(dropout, Conv):
+    conv, dropout = Conv(2, 3, 1), dropout(0.5)
+    net, x = HesScale(nn.Sequential(conv, dropout)), torch.randn(5, 2, *[2] * (conv.weight.dim() - 2))
+    torch.manual_seed(7)
+    out = net(x)
+    torch.manual_seed(7)
+    factor = dropout(torch.ones_like(out))
+    net.backward(torch.ones_like(out), torch.ones_like(out))
+    torch.testing.assert_close(conv.bias.hess, (factor**2).transpose(0, 1).reshape(3, -1).sum(1))
+
+
+def test_average_pooling_has_the_networks_dtype():
+    torch.set_default_dtype(torch.float32)
+    conv = nn.Conv2d(1, 1, 1).double()
+    net = HesScale(nn.Sequential(conv, nn.AvgPool2d(3)))
+    out = net(torch.ones(1, 1, 3, 3).double())
+    net.backward(torch.ones_like(out), torch.ones_like(out))
+    assert conv.bias.hess.item() == pytest.approx(1 / 9, rel=1e-12)
 
 
 def tied():

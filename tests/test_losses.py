@@ -419,3 +419,7 @@ MIXED = {
 def test_numpy_and_torch_do_not_mix(mixed):
     with pytest.raises(TypeError, match=r"got .*(ndarray.*Tensor|Tensor.*ndarray)"):
         MIXED[mixed]()
+
+
+def test_an_entropy_survives_a_probability_of_zero(kind):
+    assert float(Softmax(kind(torch.tensor([[1e4, 0.0]]))).entropy()) == 0

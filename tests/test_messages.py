@@ -29,7 +29,7 @@ import a2c_hesscale
 import hesscale_envs
 import hesscale_run
 import ppo_hesscale
-from hesscale_utils import check_args, parse_args
+from hesscale_utils import check_args, make_to_net, parse_args
 
 AGENTS = {"ppo": ppo_hesscale, "a2c": a2c_hesscale}
 both = pytest.mark.parametrize("agent", AGENTS.values(), ids=AGENTS)
@@ -309,6 +309,23 @@ def test_a_gpus_run_is_the_cpus_but_for_rounding_and_goes_on(train, agent, optim
     folder = interrupted(train, agent, monkeypatch, *words, "--cuda")
     train(agent, "--resume", folder)
     assert all(p.equal(whole[name]) for name, p in hesscale_run.load_model(folder)["agent"].items())
+
+
+@both
+def test_cuda_asks_for_a_gpu(agent, monkeypatch, tmp_path):
+    class Moved(Exception):
+        pass
+
+    def to(self, device):
+        raise Moved(device)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(agent.Agent, "to", to)
+    for cuda in (True, False):
+        with pytest.raises(Moved, match="cuda" if cuda else "cpu"):
+            agent.main(agent.Args(env_id="CartPole-v1", cuda=cuda))
+    assert make_to_net(torch.device("meta"))(np.ones(2)).device.type == "meta"
 
 
 def test_a_saved_model_needs_no_gpu_to_be_read(train, monkeypatch):

@@ -162,6 +162,37 @@ def test_groups_keep_their_own_step_sizes():
     assert all((p != s).all() for p, s in zip(params[2:], start[2:], strict=True))
 
 
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in SCALED])
+@pytest.mark.parametrize("option", [dict(lr=0.03), dict(betas=(0.5, 0.9)), dict(eps=1e-2)])
+def test_a_groups_options_are_those_of_an_optimizer_of_its_own(name, option):
+    params, twins = make_params(), make_params()
+    groups = [{"params": params[:2]}, {"params": params[2:]} | option]
+    together, alone = make_optimizer(name, groups, lr=0.01), make_optimizer(name, twins[2:], **dict(lr=0.01) | option)
+    for step in range(4):
+        for batch, optimizer in ((params, together), (twins, alone)):
+            set_derivatives(batch, step)
+            optimizer.step()
+    close(params[2:], twins[2:])
+
+
+def test_the_radius_is_by_default_the_papers():
+    assert make_optimizer("scaled-adam", make_params(), lr=0.1).param_groups[0]["delta"] == 1e-8
+
+
+def test_a_closure_has_its_graph_within_no_grad():
+    param = torch.nn.Parameter(torch.ones(2))
+
+    def closure():
+        param.grad = None
+        loss = (param**2).sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        make_optimizer("adam", [param], 0.1).step(closure)
+    assert (param < 1).all()
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("how", ["load_state_dict", "file", "deepcopy"])
 def test_state_round_trips(name, how):

@@ -220,6 +220,36 @@ def test_half_written_event_files_are_drawn_as_far_as_they_go(runs, tmp_path, ca
     assert "unfinished, and drawn as far as they went: 1 runs: ppo Hopper-v4 adam, seeds 3" in errors
 
 
+def test_a_run_that_diverged_is_whole_to_the_line_that_says_so(runs, tmp_path, capsys):
+    path = make_run(runs, flat(1.0, end=5000), state="diverged", step=5900)
+    draw(tmp_path, "table")
+    assert "ends at step 5000 of 5900" in capsys.readouterr().err
+    with SummaryWriter(path) as writer:
+        writer.add_text("diverged", "x", 5900)
+    draw(tmp_path, "table")
+    assert "damaged" not in capsys.readouterr().err
+
+
+def test_all_episodes_of_a_long_run_are_read(runs):
+    """TensorBoard keeps 10,000 points unless it is told otherwise."""
+    log(runs / "run", [(i + 1, float(i)) for i in range(10_001)])
+    scalars, _ = reading.read_events(str(runs / "run"))
+    assert len(scalars["charts/episodic_return"]) == 10_001
+
+
+def test_steps_in_hundredths_may_be_more_than_32_bits_hold(runs):
+    total = 40_000_000
+    path = make_run(runs, [(30_000_000, 1.0), (total, 2.0)], total=total)
+    curve = reading.read_run("key", "finished", str(path), done.read_status(path))["curve"]
+    assert curve[74] == 1 and curve[99] == 2
+
+
+def test_the_mean_return_counts_bins_alike(runs, tmp_path):
+    make_run(runs, [(s, 1.0) for s in range(10, 5001, 10)] + [(s, 3.0) for s in range(5100, 10_001, 100)])
+    draw(tmp_path, "table")
+    assert number(tmp_path, "table", "mean") == pytest.approx(2)
+
+
 def test_returns_that_are_not_finite_are_named(runs, tmp_path, capsys):
     make_run(runs, [*flat(1.0)[:-1], (TOTAL, float("inf"))])
     draw(tmp_path, "table")

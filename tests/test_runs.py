@@ -1,5 +1,6 @@
 """A run can't be lost: kills, signals, full disks, damaged checkpoints and divergence, each seen from outside."""
 
+import argparse
 import contextlib
 import datetime
 import functools
@@ -35,7 +36,7 @@ from test_agents import AGENTS, both, scalars
 
 import hesscale_envs
 import hesscale_run
-from hesscale_envs import ActionNotFinite, EnvironmentFailed, NormalizedEnv, make_env
+from hesscale_envs import ActionNotFinite, EnvironmentFailed, make_env
 from hesscale_run import Run
 from hesscale_utils import from_plain, parse_args, quiet_end, to_plain
 
@@ -247,6 +248,39 @@ def test_evaluations_change_nothing_and_are_the_same_after_a_resume(tmp_path, ag
     assert [step for step, _ in figures["eval/episodic_return"]] == [0, 1024, 2048]
 
 
+@both
+def test_several_environments_are_evaluated_as_often(tmp_path, agent):
+    flags = [*DRIFT, "--num-envs", 3, "--total-timesteps", 2304, "--eval-interval", 1000, "--eval-episodes", 1]
+    assert run(tmp_path, agent, *flags)[0] == 0
+    assert [step for step, _ in scalars(only_run(tmp_path))["eval/episodic_return"]] == [0, 1152, 2304]
+
+
+def test_an_evaluation_has_the_first_environments_statistics(monkeypatch):
+    """As a saved model has them, and so scripts/evaluate.py."""
+    frozen, env = [], mock.Mock(episode_return=0.0, episode_length=1)
+    env.freeze = frozen.append
+    monkeypatch.setattr(hesscale_run, "make_env", lambda args: env)
+    monkeypatch.setattr(hesscale_run, "play_episode", lambda *args, **options: True)
+    envs = [mock.Mock(**{"obs_rms.get_state.return_value": i}) for i in range(2)]
+    hesscale_run.evaluate(argparse.Namespace(seed=1, eval_episodes=1), None, envs)
+    assert frozen == [{"obs": 0}]
+
+
+def test_the_speed_is_that_since_the_resume():
+    run = Run(argparse.Namespace(total_timesteps=100), "a", {"step": 10**9, "recent_returns": []})
+    run.start_time = time.perf_counter() - 10
+    assert run.sps(10**9 + 1000) == pytest.approx(100, abs=2)
+
+
+def test_generators_are_restored_after_environments_that_draw():
+    rng, env = np.random.default_rng(0), mock.Mock(set_state=lambda saved, seed: np.random.random(2))
+    states = hesscale_run.get_random_states() | {"rng": rng.bit_generator.state}
+    checkpoint = {"agent": {}, "optimizers": {}, "envs": ["a"], "random_states": states, "step": 0}
+    expected = np.random.random()
+    hesscale_run.set_state(checkpoint, torch.nn.Module(), {}, [env], rng, seed=7)
+    assert np.random.random() == expected
+
+
 @pytest.mark.parametrize("env_id", ["toy_envs:Walk-v0", "toy_envs:Walk-v1"])
 def test_an_evaluation_plays_the_most_likely_actions_with_frozen_statistics(tmp_path, env_id):
     """The first is that of the agent before it trains, the last that of the agent kept: by plain numpy and gymnasium.
@@ -362,14 +396,15 @@ def test_an_environment_that_cannot_be_saved_says_so_and_begins_a_new_episode(tm
     code, out, _ = run(tmp_path, "a2c", *flags)
     assert code == 0
     assert "note: Opaque.engine is a lock (cannot pickle '_thread.lock' object), which a checkpoint can't hold" in out
-    env = NormalizedEnv(AGENTS["ppo"].Args and make_env(AGENTS["ppo"].Args(env_id="toy_envs:Opaque-v0")).env, 0.9)
+    env, other = (make_env(AGENTS["ppo"].Args(env_id="toy_envs:Opaque-v0")) for _ in range(2))
     env.reset(seed=1)
-    env.step(np.zeros(1, np.float32))
-    count = env.obs_rms.count
+    for _ in range(2):
+        env.step(np.zeros(1, np.float32))
     state = env.get_state()
     assert state["layers"] is None
-    env.set_state(state, seed=5)
-    assert env.episode_length == 0 and env.obs_rms.count == count + 1  # normalization goes on, the episode does not
+    other.set_state(state, seed=5)  # normalization goes on, the episode does not
+    assert other.episode_length == 0 and other.obs_rms.count == env.obs_rms.count + 1
+    assert other.discounted_return == env.discounted_return != 0
 
 
 @pytest.mark.parametrize("env_id", ["Opaque", "Locks"])

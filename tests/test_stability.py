@@ -34,6 +34,11 @@ def test_a_divergence_of_gaussians_by_hand(kind, mean, std, other_mean, other_st
     assert float(one.kl(other)) == pytest.approx(2 * expected, rel=1e-6)  # two actions
 
 
+def test_a_small_divergence_is_not_one_of_rounding(kind):
+    one, other = (Gaussian(kind(torch.zeros(3, 1)), kind(torch.full((1,), s))) for s in (0.0, 1e-5))
+    assert 0 <= float(one.kl(other)) < 1e-9
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_divergence_of_gaussians_is_torchs(kind, shared):
     torch.manual_seed(0)

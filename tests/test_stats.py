@@ -73,6 +73,16 @@ def test_the_probability_of_improvement_by_hand():
     assert stats.improvement(np.array([2.0, 4]), np.array([0.0]), np.array([1.0, 2]), np.array([5.0])) == 0.4375
 
 
+def test_an_interval_is_of_percentiles_of_samples_drawn_apart():
+    x, y = np.array([0.0, 1, 5, 30, 31]), np.array([2.0, 3, 4, 29, 50])
+    rng = np.random.default_rng(1)
+    low, high = np.percentile(stats.improvement(*(rng.choice(s, (20_000, 5)) for s in (x, y))), [2.5, 97.5])
+    assert stats.bootstrap(stats.improvement, [x, y]) == pytest.approx((stats.improvement(x, y), low, high), abs=0.05)
+    skewed = np.array([0.0, 0, 0, 1, 10, 50])
+    low, high = np.percentile(rng.choice(skewed, (20_000, 6)).mean(1), [2.5, 97.5])
+    assert stats.bootstrap(stats.share, [skewed]) == pytest.approx((skewed.mean(), low, high), rel=0.1, abs=0.5)
+
+
 # ---- sensitivity -------------------------------------------------------------------------------------------
 
 
@@ -123,3 +133,20 @@ def test_phis_interval_is_of_resampled_runs():
     assert low < value < high and 0.02 < high - low < 0.2
     fewer = stats.sensitivity({"adam": {e: {h: runs[:3] for h, runs in of.items()} for e, of in cells.items()}})
     assert fewer["adam"]["phi"][2] - fewer["adam"]["phi"][1] > high - low
+
+
+def test_phi_and_its_interval_are_their_definition():
+    rng = np.random.default_rng(3)
+    cells = {e: {h: rng.normal(m, 1, 9) ** 3 for h, m in zip((0.1, 1.0), ms, strict=True)}
+             for e, ms in {"a": (0, 2), "b": (2, 0)}.items()}  # fmt: skip
+    means = {e: {h: runs.mean() for h, runs in of.items()} for e, of in cells.items()}
+    ends = {e: np.percentile([*of.values()], [5, 95]) for e, of in means.items()}
+
+    def phi(means):
+        gamma = np.array([[(means[e][h] - ends[e][0]) / (ends[e][1] - ends[e][0]) for h in (0.1, 1.0)] for e in "ab"])
+        return gamma.max(1).mean(0) - gamma.mean(0).max(0)
+
+    rng = np.random.default_rng(4)
+    drawn = {e: {h: rng.choice(runs, (20_000, 9)).mean(1) for h, runs in of.items()} for e, of in cells.items()}
+    expected = phi(means), *np.percentile(phi(drawn), [2.5, 97.5])
+    assert stats.sensitivity({"adam": cells})["adam"]["phi"] == pytest.approx(expected, rel=0.03)

@@ -480,6 +480,8 @@ def test_initialization_is_cleanrls():
         assert not layer.bias.any()
     assert net.log_std.shape == (3,) and not net.log_std.any()
     assert TanhMLP(11, (64, 64), 3).log_std is None
+    w = TanhMLP(5, (4,), 3).layers[-1].weight.detach()  # without a gain
+    torch.testing.assert_close(w @ w.T, torch.eye(3), rtol=1e-4, atol=1e-5)
 
 
 def test_float64_derivatives_of_a_float32_network_are_rounded(kind):
@@ -493,6 +495,23 @@ def test_float64_derivatives_of_a_float32_network_are_rounded(kind):
     for p, grad in zip(net.parameters(), expected, strict=True):
         assert p.grad.dtype is p.hess.dtype is torch.float32
         torch.testing.assert_close(p.grad, grad)
+
+
+def test_a_float64_diagonal_beside_a_float32_gradient_is_rounded(kind):
+    net = TanhMLP(3, (4,), 2)
+    net(kind(torch.ones(5, 3)))
+    net.backward(kind(torch.ones(5, 2)), kind(torch.ones(5, 2).double()))
+    assert all(p.hess.dtype is torch.float32 and p.hess.any() for p in net.layers[1].parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # numpy's memory, and torch's
+def test_log_stds_gradient_stands_in_its_diagonal(dtype):
+    net, x, ones = TanhMLP(3, (4,), 2, log_std=True).to(dtype), torch.ones(5, 3).to(dtype), torch.ones(5, 2).to(dtype)
+    net(x)
+    net.backward(ones, ones, False, ones[0], 3 * ones[0])
+    assert (net.arrays is None) == (dtype is torch.bfloat16) and net.log_std.hess.tolist() == [3, 3]
+    net.log_std_hess_from_grad()
+    assert net.log_std.hess.tolist() == net.log_std.grad.tolist() == [1, 1]
 
 
 def test_a_network_of_a_dtype_that_numpy_lacks_takes_tensors():

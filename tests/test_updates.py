@@ -611,6 +611,14 @@ def test_an_update_heeds_each_flag_as_the_literal_agent_does(agent, policy, flag
 
 
 @both
+@pytest.mark.parametrize("policy", ["gaussian", "softmax"])
+def test_gradients_that_are_short_enough_stay(agent, policy):
+    theirs = literal_learn(agent, policy, max_grad_norm=1e6)
+    assert_same_learning(learn(Ours(agent, arguments(agent, policy, max_grad_norm=1e6))), theirs)
+    assert theirs[0][-1].equal(literal_learn(agent, policy)[0][-1])
+
+
+@both
 @all_policies
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_updates_with_all_flags_at_once_are_the_literal_agents(agent, policy, name):
