@@ -83,7 +83,7 @@ def panels(rows, columns=4):
     for axis in grid.flat[len(keys) :]:
         axis.set_visible(False)
     for (agent, env_id), axis in zip(keys, grid.flat, strict=False):
-        axis.set_title(f"{label(agent)}, {env_id}")
+        axis.set_title(f"{label(agent)}, {env_id}".replace("all, score", "all environments"))
     return figure, dict(zip(keys, grid.flat, strict=False))
 
 
@@ -160,7 +160,11 @@ def draw_step_sizes(rows, baseline):
         axis, style, place = axes[agent, env_id], styles[series], list(styles).index(series)
         axis.plot(part["learning_rate"], part["value"], **style | {"marker": ""})
         beside = 1.06 ** (place - len(styles) // 2)  # or the intervals at a step size would hide one another
-        error_bar(axis, part["learning_rate"] * beside, part["value"], part["value_low"], part["value_high"], **style)
+        faint = (
+            {"ecolor": (style["color"], 0.35)} if part["runs"].max() < 5 else {}
+        )  # t intervals of a few runs are long
+        x, interval = part["learning_rate"] * beside, (part["value_low"], part["value_high"])
+        error_bar(axis, x, part["value"], *interval, **style | faint)
         diverged = part[part["diverged"] > 0]["learning_rate"]
         axis.plot(diverged * beside**2, 0 * diverged, "x", color=style["color"], ms=5, mew=1.4, zorder=4)
     for key, part in rows.groupby(["agent", "env_id"]):
