@@ -525,3 +525,155 @@ def test_quick_runs_end_to_end(tmp_path, monkeypatch, capsys):
         of_all = {row["method"]: float(row["normalized"]) for row in csv.DictReader(file) if row["layer"] == "all"}
     assert of_all["HesScale"] == 1 and min(of_all[m] for m in diagonals.METHODS if m != "HesScale") > 1
     assert len(list(tmp_path.iterdir())) == 1 + 3 * 3  # the cache and the files above: nothing of the runs
+
+
+def test_diagonality_is_measured_by_the_mean_size_of_entries_and_the_mean_rho(monkeypatch):
+    """Two samples whose off-diagonals differ in sign: their mean is diagonal, that of their sizes is not."""
+    samples = torch.tensor([[[1.0, 3.0], [3.0, 1.0]], [[1.0, -3.0], [-3.0, 1.0]]]).double()
+    monkeypatch.setattr(diagonals, "preactivation_hessians", lambda *args: [samples[:, None], 2 * samples[:, None]])
+    cells = {}
+    hessian_diagonality.measure(cells, "key", None, None, None, None)
+    ((one, two),) = cells["key"]
+    assert one[0] == two[0] == pytest.approx(0.1**0.5)
+    assert one[1].tolist() == [[1, 3], [3, 1]] and two[1].tolist() == [[2, 6], [6, 2]]
+
+
+def test_the_table_of_diagonality_is_worked_out_by_hand():
+    one, other = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 2.0], [2.0, 1.0]])  # mean: ones
+    runs = [[(0.5, one), (0.3, one)], [(0.7, other), (0.3, one)]]
+    found = hessian_diagonality.table({("images", "", "network", m): runs for m in ("before", "after")})
+    assert [row["paper"] for row in found] == [0.94, 0.91, 0.75, 0.54]
+    for row in found[::2]:
+        assert row["rho"] == pytest.approx(0.6) and row["rho_ci"] == pytest.approx(12.706 * 0.1, rel=1e-4)
+        assert row["rho_of_mean"] == pytest.approx(0.5**0.5) and (row["n"], row["units"], row["layer"]) == (2, 2, 1)
+
+
+def test_diagonality_after_training_is_that_of_the_trained_network(monkeypatch):
+    rng = np.random.default_rng(0)
+    images, labels, seen = rng.normal(size=(20, 3)), rng.integers(0, 2, 20), {}
+    labels[:2] = 0, 1
+    monkeypatch.setattr(
+        hessian_diagonality, "measure", lambda cells, key, loss, params, x, targets: seen.update({key[3]: params})
+    )
+    args = hessian_diagonality.Args(
+        initializations=1, iterations=3, batch_size=5, samples=4, width=6, learning_rate=0.1
+    )
+    hessian_diagonality.measure_images({}, images, labels, args)
+    net, rng = approximation_quality.make_network((3, 6, 6, 6, 6, 2), 0), np.random.default_rng(0)
+    for p, measured in zip(net.parameters(), seen["before"], strict=True):
+        assert measured[0].equal(p.detach())
+    rng.integers(20, size=4)
+    for batch in rng.integers(20, size=(3, 5)):
+        approximation_quality.sgd_step(net, images[batch], labels[batch], 0.1)
+    for p, measured in zip(net.parameters(), seen["after"], strict=True):
+        assert measured[0].equal(p.detach())
+
+
+def test_images_errors_are_those_before_each_step_on_the_image_that_it_trains_on(monkeypatch):
+    rng, seen = np.random.default_rng(1), []
+    images, labels = rng.normal(size=(9, 3)), np.arange(9) % 2
+
+    def errors(loss, params, x, targets, generator, samples):
+        seen.append((params, x, targets))
+        return {"HesScale": np.arange(len(x), dtype=float)[:, None]}
+
+    monkeypatch.setattr(diagonals, "errors", errors)
+    monkeypatch.setattr(approximation_quality, "CHUNK", 2)
+    args = approximation_quality.Args(initializations=1, examples=4, learning_rate=0.1)
+    found = approximation_quality.image_errors(images, labels, args)
+    assert found["HesScale"].tolist() == [[0.5]]  # the mean of 0, 1, 0, 1
+    net, order = approximation_quality.make_network((3, 32, 32, 32, 2), 0), np.random.default_rng(0).integers(9, size=4)
+    for step, i in enumerate(order):
+        params, x, (y,) = seen[step // 2]
+        assert x[step % 2, 0].tolist() == images[i].tolist() and y[step % 2].item() == labels[i]
+        assert all(p.detach().equal(copy[step % 2]) for p, copy in zip(net.parameters(), params, strict=True))
+        approximation_quality.sgd_step(net, images[i : i + 1], labels[i : i + 1], 0.1)
+
+
+def test_errors_of_agents_are_means_over_groups(monkeypatch):
+    batch = (torch.zeros(2, 1),), torch.zeros(2, 3, 1), (torch.zeros(2, 3),)
+    monkeypatch.setattr(approximation_quality, "record", lambda *args: {("actor", "end"): ("loss", *batch)})
+    values = lambda loss, params, x, *args: {"HesScale": np.arange(len(x) * 2.0).reshape(-1, 2)}  # noqa: E731
+    monkeypatch.setattr(diagonals, "errors", values)
+    args = approximation_quality.Args(agents=("ppo",), env_ids=("Ant-v4",), seeds=2)
+    found = approximation_quality.rl_errors(args)
+    assert {key[-1]: cell["HesScale"].tolist() for key, cell in found.items()} == {
+        1: [[5, 6]] * 2,  # of 2 times 3 samples
+        3: [[1, 2]] * 2,
+    }
+
+
+def test_the_distance_to_ggn_is_told_as_a_part_of_ggn(capsys):
+    errors = {"HesScale": 2.0, "HesScaleGN to GGN": 1.0, "|diag(G)|": 4.0, "|diag(H)|": 5.0}
+    cell = approximation_quality.table({method: np.full((2, 1), e) for method, e in errors.items()})
+    approximation_quality.print_table("here", cell)
+    assert "distance to GGN: 0.250 of |diag(G)|, 0.5 times HesScale's error" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name, updates",
+    [("ppo", 146 * 320), ("a2c", 60_000)],  # of 300,000 steps; SPAN, 320, are PPO's of one rollout
+)
+def test_minibatches_are_those_of_the_first_the_middle_and_the_last_updates(name, updates, tmp_path, monkeypatch):
+    """From the middles of 16 equal parts, so that PPO's come from all its epochs; as in the paper, also for log_std."""
+    made = []
+
+    def fake(name, args, wanted):
+        made.append(args)
+        return [{"network": "critic", "update": update} for update in sorted(wanted)]
+
+    monkeypatch.setattr(minibatches, "run", fake)
+    monkeypatch.setattr(minibatches, "_groups", lambda name, records: [r["update"] for r in records])
+    args = approximation_quality.Args(cache=tmp_path)
+    found = minibatches.record(name, "Ant-v4", 1, args)
+    parts = [10 + 20 * i for i in range(16)]
+    for moment, first in ("start", 0), ("middle", (updates - 320) // 2), ("end", updates - 320):
+        assert found["critic", moment] == [first + i for i in parts], moment
+    assert not made[0].adam_log_std and made[0].total_timesteps == 300_000
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, in place of files."""
+    found = []
+    for script in approximation_quality, hessian_diagonality:
+        monkeypatch.setattr(script, "save", lambda figure, prefix: found.append(figure))
+    return found
+
+
+def rows_of_points(axis, names):
+    """The point that is drawn beside each label of the axis `names`, {label: x}."""
+    labels = {round(y): text.get_text() for y, text in zip(names.get_yticks(), names.get_yticklabels(), strict=True)}
+    points = [line.get_xydata() for line in axis.lines]
+    return {labels[round(p[0, 1])]: p[0, 0] for p in points if len(p) == 1}
+
+
+def test_each_methods_error_is_beside_its_name(figures):
+    """On images and of agents' losses."""
+    values = {method: 1.0 + (3 * i) % 10 for i, method in enumerate(diagonals.METHODS)}
+    errors = {method: np.array([[value, 0.5], [value, 0.5]]) for method, value in values.items()}
+    ratios = {method: pytest.approx((value + 0.5) / (values["HesScale"] + 0.5)) for method, value in values.items()}
+    approximation_quality.draw_images(errors, "p")
+    assert rows_of_points(*figures[0].axes[:1] * 2) == ratios
+    approximation_quality.draw_rl({("ppo", "Ant-v4", "actor", "end", b): errors for b in (1, 64)}, "p")
+    for axis, words in zip(figures[1].axes, ("one sample", "batch of 64"), strict=True):
+        assert rows_of_points(axis, figures[1].axes[0]) == ratios and axis.get_title() == f"PPO, actor, {words}"
+
+
+def test_heat_maps_are_those_of_their_titles(figures):
+    network = lambda value: [[(0.5, np.array([[value, 1.0], [1.0, 10.0]]))] * 4]  # noqa: E731
+    cells = {("images", "", "network", "before"): network(1.0), ("images", "", "network", "after"): network(2.0)}
+    for i, moment in enumerate(("start", "middle", "end")):
+        cells["ppo", "Ant-v4", "actor", moment] = network(3.0 + i)
+        cells["ppo", "Ant-v4", "critic", moment] = network(6.0 + i)
+    hessian_diagonality.draw(cells, hessian_diagonality.table(cells), "p")
+    (figure,) = figures
+    maps = [axis for axis in figure.axes if axis.images]
+    assert [axis.get_ylabel() for axis in maps[::4]] == ["images, before", "images, after", "PPO, end"]
+    assert [round(float(axis.images[0].get_array()[0, 0]), 6) for axis in maps] == [0.1] * 4 + [0.2] * 4 + [
+        0.5, 0.5, 0.8, 0.8,
+    ]  # fmt: skip
+    (legend,) = figure.subfigs[1].legends
+    colors = {handle.get_label(): handle.get_color() for handle in legend.legend_handles}
+    for name in "before, start", "middle", "after, end":
+        assert {hessian_diagonality.SHADES[moment] for moment in name.split(", ")} == {colors[name]}

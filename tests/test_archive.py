@@ -346,3 +346,15 @@ def test_a_cell_has_one_role(study, role):
     with pytest.raises(SystemExit, match=r"selection 1: must be of type bool"):
         read_cells(["grid.toml"])
     assert not next(iter(read_cells([], {"agent": ["ppo"]}).values())).selection
+
+
+def test_returns_keep_their_digits(study):
+    path = make_run(study / "runs", flat(1234.5, start=-987.6), 1)
+    change(path, start="2026-01-01T10:00:00+00:00", end="2026-01-01T10:01:30+00:00", total_timesteps=TOTAL)
+    (here,) = table(study).to_dict("records")
+    add(study)
+    path.rename(study / "gone")
+    (row,) = table(study).to_dict("records")
+    for name in "final_return", "mean_return":
+        assert row[name] == pytest.approx(here[name], rel=1e-5)
+    np.testing.assert_allclose(row["curve"], here["curve"], rtol=1e-4)

@@ -4,6 +4,7 @@ import csv
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 from conftest import ROOT
@@ -246,3 +247,50 @@ def test_the_grids_are_those_of_the_figure_and_of_agents_left_running():
     rivals = {(a.optimizer, a.betas, a.update_epochs) for a in left}
     assert len(left) == 24 and len(rivals) == 8 and ("adam", (0.99, 0.99), 20) in rivals
     assert {(a.env_id, a.total_timesteps, a.anneal_lr) for a in left} == {("Hopper-v4", 5_000_000, False)}
+
+
+def of_two_environments(tmp_path):
+    """Two runs of Hopper, untrained at -100 and 60, and one of Ant, untrained at -1000; their table."""
+    for seed, env_id, levels in (
+        (1, "Hopper-v4", (-100, 100, 50, 80)),
+        (2, "Hopper-v4", (60, 100)),
+        (1, "Ant-v4", (-1000, 0, 0, -100)),
+    ):
+        make_run(tmp_path / "runs", curve(*levels), seed, env_id=env_id)
+    (tmp_path / "grid.toml").write_text(
+        f'[[grid]]\nagent = "ppo"\nenv_id = ["Hopper-v4", "Ant-v4"]\noptimizer = "adam"\nseed = [1, 2]\n'
+        f"total_timesteps = {TOTAL}\n"
+    )
+    stability.main(stability.Args((str(tmp_path / "grid.toml"),), str(tmp_path / "o"), (str(tmp_path / "runs"),)))
+    return {row["setting"]: row for row in read(f"{tmp_path}/o_table.csv")}
+
+
+def test_untrained_returns_are_means_over_the_runs_of_an_environment(tmp_path):
+    (tmp_path / "runs").mkdir()
+    found = of_two_environments(tmp_path)
+    assert float(found["Hopper-v4"]["share of the height kept"]) == pytest.approx((100 / 120 + 1) / 2)
+    assert float(found["Ant-v4"]["share of the height kept"]) == pytest.approx(0.9)
+
+
+def test_peaks_and_final_returns_are_told(tmp_path):
+    (tmp_path / "runs").mkdir()
+    found = of_two_environments(tmp_path)
+    assert [float(found[env_id]["peak"]) for env_id in ("Hopper-v4", "Ant-v4")] == [100, 0]
+    finals = [float(found[env_id]["final return"]) for env_id in ("Hopper-v4", "Ant-v4")]
+    assert finals == [((50 + 80) / 2 + 100) / 2, -50]  # the last 50 episodes are half of the bins
+
+
+def test_the_picture_shows_smoothed_runs_with_a_cross_at_the_first_loss_and_how_many_lost():
+    about, found = dict(series="Adam", optimizer="adam", state="finished", total_timesteps=TOTAL), []
+    for setting, *runs in ("Hopper-v4", (0, 100, 50, 100), (0, 100)), ("Ant-v4", (0, 100), (0, 100)):
+        for levels in runs:
+            lost, kept, peak = stability.losses(steps(*levels), 0.0)
+            found.append(about | dict(setting=setting, curve=steps(*levels), lost=lost, kept=kept, peak=peak))
+    figure = stability.draw(pd.DataFrame(found), stability.shares(pd.DataFrame(found)))
+    hopper, hopper_share, ant, ant_share = figure.axes
+    assert [axis.get_title() for axis in (hopper, ant)] == ["Adam\n1 of 2 lost a fifth", "Adam\n0 of 2 lost a fifth"]
+    first, cross, second = hopper.lines
+    np.testing.assert_allclose(first.get_ydata(), stability.smooth(found[0]["curve"]))
+    np.testing.assert_allclose(second.get_ydata(), stability.smooth(found[1]["curve"]))
+    np.testing.assert_allclose(cross.get_xydata(), [[5.2, stability.smooth(found[0]["curve"])[51]]])  # in thousands
+    assert hopper_share.lines[0].get_ydata()[-1] == 0.5 and ant_share.lines[0].get_ydata()[-1] == 0

@@ -19,8 +19,9 @@ import torch
 from conftest import ROOT
 from torch import nn
 
+sys.path.insert(0, str(ROOT / "scripts"))
 sys.path.insert(0, str(ROOT / "experiments"))
-
+import drawing
 import image_classification as ic
 import image_data
 from image_classification import Args, leave_derivatives, leave_squares
@@ -553,3 +554,23 @@ def test_another_file_in_the_runs_place_is_one_line_and_is_kept(tiny, tmp_path, 
         ic.main(settings(tmp_path))
     assert "is not a file of this script's runs" in str(exit.value)
     assert (tmp_path / "o_runs.csv").read_text() == text
+
+
+def test_the_picture_has_validation_accuracies_to_choose_on_and_the_reports_seconds(monkeypatch):
+    def table(seeds, lrs, seconds):
+        row = dict(optimizer="adam", diverged=False, validation_accuracy=[0.1, 0.4], test_accuracy=[0.2, 0.9])
+        return pd.DataFrame([row | dict(seed=s, learning_rate=lr, seconds=seconds) for s in seeds for lr in lrs])
+
+    kept = []
+    monkeypatch.setattr(drawing, "write_figure", lambda path, figure: kept.append(figure))
+    ic.draw(table((101,), (1e-3, 1e-2), [7.0, 9.0]), table((1, 2), (1e-3,), [3.0, 5.0]), ("adam",), "few", "o")
+    chosen, epochs, seconds = kept[0].axes
+    np.testing.assert_allclose(chosen.lines[0].get_xydata(), [[1e-3, 40], [1e-2, 40]])
+    np.testing.assert_allclose(epochs.lines[0].get_xydata(), [[1, 20], [2, 90]])
+    np.testing.assert_allclose(seconds.lines[0].get_xydata(), [[3, 20], [5, 90]])
+
+
+def test_accuracies_keep_their_digits(tmp_path):
+    path, curves = tmp_path / "o_runs.csv", {name: [0.98765] for name in ic.CURVES}
+    ic.add_run(path, ("MNIST", "3c3d", "adam", 1e-3, 1, 1, 32, "cpu"), curves, False)
+    assert ic.read_runs(path)["test_accuracy"].tolist() == [[0.98765]]

@@ -423,3 +423,11 @@ def test_numpy_and_torch_do_not_mix(mixed):
 
 def test_an_entropy_survives_a_probability_of_zero(kind):
     assert float(Softmax(kind(torch.tensor([[1e4, 0.0]]))).entropy()) == 0
+
+
+def test_a_softmax_of_samples_that_are_far_apart(kind):
+    """Each sample's logits are shifted by their own largest one."""
+    logits = torch.tensor([[1e3, 1e3 + 1], [-1e3, -1e3 + 1]])
+    policy = Softmax(kind(logits))
+    expected = logits.log_softmax(1)[:, 0]
+    torch.testing.assert_close(torch.as_tensor(policy.log_prob(kind(torch.tensor([0, 0])))), expected)

@@ -603,3 +603,17 @@ def test_a_sweep_of_nothing_is_one_line(words, message, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["sweep.py", "--dry-run", *words])
     assert message in error_of(sweep.main)
     assert not [*tmp_path.iterdir()]
+
+
+def test_an_evaluations_length_is_the_mean_over_episodes(model, capsys, monkeypatch):
+    path, _ = model
+    lengths = iter([100, 20, 30])
+
+    def play(agent, env, *args):
+        env.episode_length = next(lengths)
+        return True
+
+    monkeypatch.setattr(evaluate, "play_episode", play)
+    capsys.readouterr()
+    evaluate.main(evaluate.Args(path, episodes=3))
+    assert capsys.readouterr().out.endswith(" 50 steps\n")

@@ -12,6 +12,7 @@ import warnings
 from dataclasses import asdict
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 from conftest import ROOT
@@ -929,4 +930,107 @@ def test_a_run_whose_status_is_damaged_is_named(runs, tmp_path, capsys):
     (make_run(runs, flat(2.0), 2) / "status.json").write_text("{")
     draw(tmp_path, "table")
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "status.json" in line]
-    assert line.startswith("warning: left out, because their status.json can't be read: ") and line.endswith("22048")
+    assert line.startswith("warning: left out, because their status.json can't be read: ") and line.endswith("32048")
+
+
+def test_each_agents_aggregate_is_beside_its_own_baseline(runs, tmp_path):
+    """A2C's SGD is better than both runs of its Adam, and than three quarters of both agents'."""
+    for env_id in "Ant-v4", "Hopper-v4":
+        make_all(runs, {(env_id, "adam", 3e-4): (1, 19), (env_id, "sgd", 3e-4): (20, 20)})
+        make_all(runs, {(env_id, "adam", 3e-4): (9, 11), (env_id, "sgd", 3e-4): (15, 15)}, agent="a2c")
+    draw(tmp_path, "aggregate")
+    found = rows(tmp_path, "aggregate", quantity="probability of improvement")
+    assert [(row["agent"], row["value"]) for row in found] == [("a2c", "1"), ("ppo", "1")]
+
+
+def test_all_environments_are_those_of_the_agent(runs, tmp_path):
+    make_all(runs, {("Ant-v4", "adam", 3e-4): (1, 3), ("Hopper-v4", "adam", 3e-4): (1, 3)})
+    make_all(runs, {("Ant-v4", "adam", 3e-4): (1, 3)}, agent="a2c")
+    draw(tmp_path, "aggregate")
+    assert {row["agent"] for row in rows(tmp_path, "aggregate")} == {"a2c", "ppo"}
+
+
+def test_sensitivity_counts_the_series_own_runs(runs, tmp_path):
+    make_all(runs, {cell: (i, i + 1) for i, cell in enumerate(SWEPT)})
+    draw(tmp_path, "sensitivity")
+    assert [(row["series"], row["runs"]) for row in rows(tmp_path, "sensitivity")] == [("adam", "12")]
+
+
+def test_the_untrained_return_of_the_report_is_that_of_its_own_seeds(runs, tmp_path):
+    grids = make_roles(tmp_path, {1e-4: 8.0, 1e-3: 9.0})
+    for path in runs.glob("*__10[12]__*"):
+        for events in path.glob("events*"):
+            events.unlink()
+        lr = 1e-4 if "0.0001" in path.name else 1e-3
+        make_run(runs, flat({1e-4: 8.0, 1e-3: 9.0}[lr], -100.0), int(path.name.split("__")[3]), learning_rate=lr)
+    draw(tmp_path, "step-sizes", "table", grids=grids)
+    assert number(tmp_path, "step_sizes", "value", learning_rate="0.0001") == pytest.approx(15 / 35, rel=1e-5)
+
+
+def test_a_step_size_of_some_environments_has_no_score_over_all(runs, tmp_path):
+    make_all(runs, {cell: values for cell, values in SWEPT.items() if None not in values})  # 1e-2 is Ant's alone
+    draw(tmp_path, "step-sizes")
+    over_all = rows(tmp_path, "step_sizes", env_id="all, score", series="adam")
+    assert [row["learning_rate"] for row in over_all] == ["0.0001", "0.001"]
+
+
+def bars(axis):
+    """The intervals that are drawn, [(colour, x and y of both ends), ...]."""
+    return [
+        (drawing.matplotlib.colors.to_hex(lines.get_color()[0]), np.round(lines.get_segments()[0], 6).tolist())
+        for container in axis.containers
+        for lines in container.lines[2]
+    ]
+
+
+def look(optimizer):
+    return drawing.STYLES[optimizer][1].lower()
+
+
+def test_curves_and_their_intervals_are_drawn_where_they_are_and_named_in_their_colours():
+    names, found = ("sgd", "adam", "adahesscale"), []
+    for i, series in enumerate(names):
+        for env_id, runs in ("Ant-v4", 3), ("Hopper-v4", 5):
+            for k in range(1, 4):
+                value = 10 * i + k + 100 * (runs == 5)
+                row = dict(agent="ppo", env_id=env_id, series=series, runs=runs, step=2000 * k, value=value)
+                found.append(row | dict(value_low=value - 1, value_high=value + 2))
+    figure = drawing.draw_curves(pd.DataFrame(found), "Adam")
+    for axis, base, env_id in zip(figure.axes, (0, 100), ("Ant-v4", "Hopper-v4"), strict=True):
+        assert axis.get_title() == f"PPO, {env_id}"
+        for i, (line, band) in enumerate(zip(axis.lines, axis.collections, strict=True)):
+            assert line.get_color().lower() == look(names[i])
+            np.testing.assert_allclose(line.get_xydata(), [[2 * k, base + 10 * i + k] for k in (1, 2, 3)])
+            y = band.get_paths()[0].vertices[:, 1]
+            assert (y.min(), y.max()) == (base + 10 * i + 1 - 1, base + 10 * i + 3 + 2)
+    (legend,) = figure.legends
+    assert figure.get_supxlabel() == "environment steps (thousands)"
+    assert legend.get_title().get_text() == "n = 3\N{EN DASH}5; 95% t intervals"
+    labels = {handle.get_label(): handle.get_color().lower() for handle in legend.legend_handles}
+    assert labels == {drawing.STYLES[name][0]: look(name) for name in names}
+
+
+def test_step_sizes_are_drawn_with_their_intervals_and_a_cross_where_runs_diverged():
+    about = dict(agent="ppo", env_id="Ant-v4", series="adam", runs=3)
+    points = [(1e-4, 0.5, 0.4, 0.9, 0), (1e-3, 1.0, 0.7, 1.1, 0), (1e-2, 0.2, 0.1, 0.6, 2)]
+    names = "learning_rate", "value", "value_low", "value_high", "diverged"
+    (axis,) = drawing.draw_step_sizes(
+        pd.DataFrame([about | dict(zip(names, p, strict=True)) for p in points]), "Adam"
+    ).axes
+    (crosses,) = [line for line in axis.lines if line.get_marker() == "x"]
+    np.testing.assert_allclose(crosses.get_xydata(), [[1e-2, 0]])
+    (lines,) = axis.containers[0].lines[2]
+    assert [segment[:, 1].tolist() for segment in lines.get_segments()] == [
+        pytest.approx([low, high]) for _, _, low, high, _ in points
+    ]
+
+
+def test_sensitivity_is_drawn_over_the_performance():
+    row = dict(agent="ppo", series="adam", runs=3, phi=0.3, phi_low=0.2, phi_high=0.5, step_size=1e-3)
+    found = pd.DataFrame([row | dict(best=0.8, best_low=0.7, best_high=0.85)])
+    (axis,) = drawing.draw_sensitivity(found, "Adam").axes
+    assert axis.get_xlabel() == "performance at tuned step sizes" and axis.get_ylabel().startswith("sensitivity")
+    assert {tuple(line.get_xydata()[0]) for line in axis.lines if line.get_marker() == "o"} == {(0.8, 0.3)}
+    assert bars(axis) == [
+        (look("adam"), [[0.8, 0.2], [0.8, 0.5]]), (look("adam"), [[0.7, 0.3], [0.85, 0.3]]),
+    ]  # fmt: skip

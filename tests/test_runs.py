@@ -28,6 +28,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import toy_envs
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -1173,3 +1174,91 @@ def test_any_flags_run_or_end_with_one_line(tmp_path_factory, agent, flags):
             assert not glob.glob("runs/*"), end.code
     finally:
         os.chdir(cwd)
+
+
+@both
+def test_an_environment_that_draws_as_it_is_made_is_the_same_each_time(tmp_path, agent):
+    paid = []
+    for seed in 1, 2:
+        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+        (tmp_path / f"{seed}").mkdir()
+        flags = ["--env-id", "toy_envs:Laid-v0", "--num-steps", 8, "--total-timesteps", 8]
+        assert run(tmp_path / f"{seed}", agent, *flags)[0] == 0
+        paid.append(scalars(only_run(tmp_path / f"{seed}"))["charts/episodic_return"])
+    assert paid[0] == paid[1]
+
+
+@both
+def test_all_environments_are_closed(tmp_path, agent, monkeypatch):
+    """Those of evaluations, too; a thread of one could keep the program from ending."""
+    monkeypatch.setattr(toy_envs.Laid, "closed", 0)
+    flags = ["--env-id", "toy_envs:Laid-v0", "--num-steps", 8, "--num-envs", 3, "--total-timesteps", 24]
+    flags += ["--eval-interval", 100, "--eval-episodes", 1]
+    assert run(tmp_path, agent, *flags)[0] == 0
+    assert toy_envs.Laid.closed == 3 + 2 + 1  # two evaluations; and to see whether they would be in the one that trains
+
+
+def test_a_model_has_the_statistics_of_every_environment(tmp_path):
+    assert run(tmp_path, "a2c", *DRIFT, "--num-envs", 2, "--total-timesteps", 256)[0] == 0
+    statistics = hesscale_run.load_model(only_run(tmp_path))["statistics"]
+    assert len(statistics) == 2 and not statistics[0]["obs"]["mean"].equal(statistics[1]["obs"]["mean"])
+
+
+def test_a_runs_return_is_that_of_the_last_50_episodes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with run_of() as run:
+        for i in range(60):
+            run.log_episode(i, argparse.Namespace(episode_return=float(i), episode_length=1))
+    assert status("runs/a_run")["return"] == np.mean(range(10, 60))
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_a_commit_has_a_plus_where_files_differ_from_it(monkeypatch, changed):
+    def git(command, **options):
+        done = subprocess.CompletedProcess(command, 0, stdout="abc\n")
+        return done if "rev-parse" in command else subprocess.CompletedProcess(command, changed)
+
+    monkeypatch.setattr(hesscale_run.subprocess, "run", git)
+    assert hesscale_run.commit() == "abc" + "+" * changed
+
+
+def test_wandb_gets_the_project_and_the_entity(tmp_path, monkeypatch):
+    given = []
+    wandb = argparse.Namespace(init=lambda **options: given.append(options), Settings=lambda **options: None)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.chdir(tmp_path)
+    made = run_of()
+    made.args.track, made.args.wandb_project_name, made.args.wandb_entity = True, "mine", "us"
+    with made:
+        pass
+    assert [(o["project"], o["entity"], o["name"]) for o in given] == [("mine", "us", "a_run")]
+
+
+def test_progress_is_told_every_ten_seconds_with_the_time_that_is_left(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    clock = [0.0]
+    monkeypatch.setattr(hesscale_run.time, "perf_counter", lambda: clock[0])
+    with run_of(total_timesteps=1000) as run:
+        capsys.readouterr()
+        for clock[0], step in (9.0, 90), (20.0, 200), (21.0, 210), (30.0, 300):
+            run.progress(step)
+        lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["200/1", "300/1"]
+    assert [line.rsplit(", ", 1)[1] for line in lines] == ["80 s left", "70 s left"]
+
+
+def test_a_run_keeps_its_start_and_all_its_resumptions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit), run_of() as run:
+        run.signal = 15
+        run.checkpoint(10, dict)
+    path = Path("runs/a_run/status.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"start": "2026-01-01T00:00:00+00:00"}))
+    for step in 20, 30:
+        args = run.args
+        args.resume = "runs/a_run"
+        with pytest.raises(SystemExit), Run(args, "a_run", hesscale_run.read_checkpoint("runs/a_run")) as run:
+            run.signal = 15
+            run.checkpoint(step, dict)
+    s = status("runs/a_run")
+    assert s["resumed_at"] == [10, 20] and s["start"] == "2026-01-01T00:00:00+00:00"

@@ -571,3 +571,21 @@ def test_the_wandb_sweep_gives_the_agent_command_lines_that_it_reads(monkeypatch
             break
     robustness = next(t for t in tomllib.loads((ROOT / "scripts/grids/robustness.toml").read_text())["grid"])
     assert axes["optimizer"] == robustness["optimizer"] and axes["seed"] == robustness["seed"]
+
+
+def test_the_time_left_is_shared_by_the_runs_at_a_time_and_counts_what_has_passed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = read_cells([], {"agent": ["ppo"], "seed": [1, 2, 3, 4], "total_timesteps": [10_000]})
+    first, *_ = cells.values()
+    about = {"script": "ppo_hesscale.py", "args": vars(first.args), "total_timesteps": 10_000, "seconds": 600.0}
+    local = sweep.Local(cells, {first.key: ("finished", "", about)}, 2)
+    local.running = {"process": (local.pending.popleft(), time.time() - 300)}
+    assert local.left() == "1 running; 12 min left"  # (300 + 2 * 600) / 2 s are 12.5 min
+
+
+def test_each_environments_arguments_are_tried_before_a_sweep_begins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = "--agent ppo --env-id Pendulum-v1 --env-kwargs colour=red g=9.8 --dry-run"
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *words.split()])
+    with pytest.raises(SystemExit, match=r"--env-kwargs colour=red: "):
+        sweep.main()

@@ -797,3 +797,16 @@ def test_a_run_is_the_literal_agents(agent, policy, flags, tmp_path, monkeypatch
     (model,) = folder.glob("*.pt")
     parameters = torch.load(model, weights_only=True)["agent"].values()
     assert_same_parameters(torch.cat([p.flatten() for p in parameters]), literal.vector(), before)
+
+
+@both
+def test_returns_that_are_all_equal_have_no_variance_to_explain(agent):
+    ours = Ours(agent, arguments(agent, "gaussian"))
+    batch = ours.rollout()
+    if agent == "ppo":
+        figures = ours.update(batch._replace(returns=np.ones_like(batch.returns)))
+    else:
+        ours.update(batch)
+        ours.history["returns"] = [np.ones_like(a) for a in ours.history["returns"]]
+        figures = ours.module.record(ours.optimizers, ours.agent.policy(batch.obs), ours.history)
+    assert np.isnan(figures["losses/explained_variance"])

@@ -456,6 +456,24 @@ class Meddles(Toggle):
         self.closed.set()
 
 
+class Laid(Toggle):
+    """Draws what it pays as it is made, from the global generators, and counts how many are closed."""
+
+    closed = 0
+
+    def __init__(self):
+        super().__init__()
+        self.pays = random.random() + np.random.random() + torch.rand(1).item()
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, self.pays, *rest
+
+    def close(self):
+        Laid.closed += 1
+
+
+gym.register("Laid-v0", Laid, max_episode_steps=3)
 gym.register("Meddles-v0", Meddles, max_episode_steps=3)
 gym.register("Toggle-v0", Toggle, max_episode_steps=3)
 gym.register("Toggle-v1", Toggle, kwargs={"terminates": True})
