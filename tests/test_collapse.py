@@ -249,8 +249,11 @@ def test_the_grids_are_those_of_the_figure_and_of_agents_left_running():
     assert {(a.env_id, a.total_timesteps, a.anneal_lr) for a in left} == {("Hopper-v4", 5_000_000, False)}
 
 
-def of_two_environments(tmp_path):
+@pytest.fixture(scope="module")
+def of_two_environments(tmp_path_factory):
     """Two runs of Hopper, untrained at -100 and 60, and one of Ant, untrained at -1000; their table."""
+    tmp_path = tmp_path_factory.mktemp("two")
+    (tmp_path / "runs").mkdir()
     for seed, env_id, levels in (
         (1, "Hopper-v4", (-100, 100, 50, 80)),
         (2, "Hopper-v4", (60, 100)),
@@ -265,16 +268,14 @@ def of_two_environments(tmp_path):
     return {row["setting"]: row for row in read(f"{tmp_path}/o_table.csv")}
 
 
-def test_untrained_returns_are_means_over_the_runs_of_an_environment(tmp_path):
-    (tmp_path / "runs").mkdir()
-    found = of_two_environments(tmp_path)
+def test_untrained_returns_are_means_over_the_runs_of_an_environment(of_two_environments):
+    found = of_two_environments
     assert float(found["Hopper-v4"]["share of the height kept"]) == pytest.approx((100 / 120 + 1) / 2)
     assert float(found["Ant-v4"]["share of the height kept"]) == pytest.approx(0.9)
 
 
-def test_peaks_and_final_returns_are_told(tmp_path):
-    (tmp_path / "runs").mkdir()
-    found = of_two_environments(tmp_path)
+def test_peaks_and_final_returns_are_told(of_two_environments):
+    found = of_two_environments
     assert [float(found[env_id]["peak"]) for env_id in ("Hopper-v4", "Ant-v4")] == [100, 0]
     finals = [float(found[env_id]["final return"]) for env_id in ("Hopper-v4", "Ant-v4")]
     assert finals == [((50 + 80) / 2 + 100) / 2, -50]  # the last 50 episodes are half of the bins

@@ -505,7 +505,8 @@ def test_a_study_reports_fresh_seeds_at_the_chosen_step_sizes_and_is_completed(t
 
 def test_an_interrupt_ends_the_study_at_once_and_keeps_what_has_ended(tmp_path):
     """SIGINT goes to the whole group, as a terminal's Ctrl-C does."""
-    flags = "--optimizers sgd --step-sizes 1e-3 --selection-seeds 101 102 103 --seeds 1 --epochs 1 --jobs 1".split()
+    flags = "--optimizers sgd --step-sizes 1e-3 --selection-seeds 101 102 103 --seeds 1 --epochs 1 --jobs 1"
+    flags = f"{flags} --batch-size 125".split()
     command = [sys.executable, str(ROOT / "experiments/image_classification.py"), *flags, "--out", str(tmp_path / "o")]
     pipe = subprocess.PIPE
     run = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)

@@ -308,7 +308,7 @@ def test_scripts_run_without_what_windows_and_macos_lack(tmp_path):
     folder = only_run(tmp_path)
     assert status(folder)["state"] == "finished" and ":" not in folder
     assert "return" in python(ROOT / "scripts/evaluate.py", folder, "--episodes", 2)
-    python(ROOT / "scripts/plot.py", "--out", "drawn")
+    python(ROOT / "scripts/plot.py", "--what", "curves", "--out", "drawn")
     assert (tmp_path / "drawn_curves.png").stat().st_size > 0
 
 
