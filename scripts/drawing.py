@@ -149,10 +149,6 @@ def draw_curves(rows, baseline):
     return figure
 
 
-def anchors(baseline):
-    return f"score: 0 untrained, 1 {baseline} at its best step size"
-
-
 def draw_step_sizes(rows, baseline):
     figure, axes = panels(rows)
     styles = looks(rows["series"])
@@ -173,7 +169,7 @@ def draw_step_sizes(rows, baseline):
     note = r"; $\times$: some runs diverged, and count as 0" * bool((rows["diverged"] > 0).any())
     figure.supxlabel("step size")
     figure.supylabel("score")
-    add_legend(figure, rows, f"{anchors(baseline)}; 95% t intervals" + note)
+    add_legend(figure, rows, f"score: 0 untrained, 1 {baseline} at its best step size; 95% t intervals" + note)
     return figure
 
 
@@ -212,7 +208,7 @@ def draw_aggregate(rows, baseline):
         axes[1].set_visible("probability of improvement" in {*of_agent["quantity"]})  # not without the baseline
         axes[1].axvline(0.5, color=COLORS["grey"], linewidth=0.8, zorder=0)
         axes[2].set(ylim=(-0.03, 1.03), xlabel="score", ylabel="runs above")
-    figure.suptitle(f"{anchors(baseline)}; 95% bootstrap intervals")
+    figure.suptitle(f"score: 0 untrained, 1 {baseline}; 95% bootstrap intervals")
     return figure
 
 
