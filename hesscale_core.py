@@ -380,14 +380,14 @@ class ScaledOptimizer(LightOptimizer):
 
     def add_param_group(self, param_group):
         first = self.param_groups[0] if self.param_groups else self.defaults | param_group
-        delta, group = first["delta"], self.defaults | {"delta": first["delta"]} | param_group
+        group = self.defaults | {"delta": first["delta"]} | param_group
         if not 0 <= group["lr"] < math.inf:
             raise ValueError(f"lr={group['lr']}: the step size must be a number >= 0")
         if not all(0 <= beta < 1 for beta in group["betas"]):
             raise ValueError(f"betas={group['betas']}: both must be in [0, 1)")
         if not 0 < group["eps"] < math.inf:
             raise ValueError(f"eps={group['eps']}: must be > 0, or a zero curvature would divide by zero")
-        if not 0 < group["delta"] < math.inf or group["delta"] != delta:
+        if not 0 < group["delta"] < math.inf or group["delta"] != first["delta"]:
             raise ValueError(f"delta={group['delta']}: the radius must be > 0, and one for all groups")
         if group["kind"] != self.defaults["kind"]:
             raise ValueError(f"kind={group['kind']!r}: an optimizer is of one kind, {self.defaults['kind']!r}")

@@ -156,9 +156,8 @@ def draw_step_sizes(rows, baseline):
         axis, style, place = axes[agent, env_id], styles[series], list(styles).index(series)
         axis.plot(part["learning_rate"], part["value"], **style | {"marker": ""})
         beside = 1.06 ** (place - len(styles) // 2)  # or the intervals at a step size would hide one another
-        faint = (
-            {"ecolor": (style["color"], 0.35)} if part["runs"].max() < 5 else {}
-        )  # t intervals of a few runs are long
+        # t intervals of a few runs are long, and would hide the means
+        faint = {"ecolor": (style["color"], 0.35)} if part["runs"].max() < 5 else {}
         x, interval = part["learning_rate"] * beside, (part["value_low"], part["value_high"])
         error_bar(axis, x, part["value"], *interval, **style | faint)
         diverged = part[part["diverged"] > 0]["learning_rate"]
