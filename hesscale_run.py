@@ -527,8 +527,8 @@ def load_checkpoint(args, learning_rates):
 
 def versions():
     """Return the versions of the software that decides a run's results, {name: version}."""
-    packages = "torch", "numpy", "gymnasium", "mujoco"
-    return {"python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in packages}
+    here = {"python": sys.version.split()[0], "torch": str(torch.__version__)}  # torch's own word names CUDA's build
+    return here | {name: importlib.metadata.version(name) for name in ("numpy", "gymnasium", "mujoco")}
 
 
 def commit():
