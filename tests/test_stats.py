@@ -55,6 +55,20 @@ def test_coverage_at_few_runs(n, bootstraps):
     assert np.mean((low < 0) & (high > 0)) == pytest.approx(bootstraps, abs=0.025)
 
 
+@pytest.mark.parametrize("n, bootstraps", [(3, 0.90), (10, 0.95)])
+def test_coverage_of_the_probability_of_improvement(n, bootstraps):
+    """Over 3 and 5 environments, for equal runs and for better ones; of 3 runs it is a little short."""
+    rng, covered = np.random.default_rng(4), []
+    for environments in 3, 5:
+        for shift, true in (0, 0.5), (1, scipy.stats.norm.cdf(1 / np.sqrt(2))):
+            runs = rng.normal(size=(2 * environments, 400, 1, n))
+            runs[:environments] += shift
+            drawn = [np.take_along_axis(x, rng.integers(n, size=(400, 200, n)), 2) for x in runs]
+            low, high = np.percentile(stats.improvement(*drawn), [2.5, 97.5], axis=1)
+            covered.append(np.mean((low <= true) & (true <= high)))
+    assert np.mean(covered) == pytest.approx(bootstraps, abs=0.025)
+
+
 def test_a_difference_of_nothing_clears_zero_in_one_of_twenty():
     rng = np.random.default_rng(2)
     samples = [rng.normal(size=(4000, 10)), rng.normal(3, 5, size=(4000, 10))]
