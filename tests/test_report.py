@@ -1,6 +1,7 @@
 """The figures that README.md and docs/ tell are those in results/, and these are what the commands there make."""
 
 import csv
+import functools
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "scripts"))
 import drawing
 import plot
+import reading
 
 from hesscale_utils import parse_args
 
@@ -51,6 +53,7 @@ def commands(name):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_commands_make_what_lies_in_results(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # without runs/ beside the archives
+    monkeypatch.setattr(reading, "read_archive", functools.cache(reading.read_archive))
     monkeypatch.setattr(drawing, "write_figure", lambda prefix, figure: None)
     for figure in "curves", "step_sizes", "sensitivity", "aggregate":
         monkeypatch.setattr(drawing, f"draw_{figure}", lambda rows, baseline: None)
