@@ -1,3 +1,4 @@
+import csv
 import sys
 from pathlib import Path
 
@@ -8,6 +9,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 torch.set_num_threads(1)
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table_cells(line):
+    """Return the cells of a row of a Markdown table."""
+    return [cell.strip() for cell in line.split("|")[1:-1]]
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)

@@ -1,6 +1,5 @@
 """The diagonals that experiments/ compares, against brute force; and the experiments from end to end."""
 
-import csv
 import gzip
 import itertools
 import struct
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, read_csv
 from torch.distributions import Normal
 from torch.func import functional_call
 
@@ -517,12 +516,11 @@ def test_quick_runs_end_to_end(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     for line in ("ppo on Pendulum-v1, critic, end, batch of 64", "HesScaleGN's distance to GGN", "128 x 128: 0.088"):
         assert line in printed
-    with (tmp_path / "a_rl.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(tmp_path / "a_rl.csv")
     assert {row["batch"] for row in rows} == {"1", "5", "64"} and {row["n"] for row in rows} == {"2"}
     assert not {"BL89"} & {row["method"] for row in rows}
-    with (tmp_path / "a_images.csv").open() as file:
-        of_all = {row["method"]: float(row["normalized"]) for row in csv.DictReader(file) if row["layer"] == "all"}
+    rows = read_csv(tmp_path / "a_images.csv")
+    of_all = {row["method"]: float(row["normalized"]) for row in rows if row["layer"] == "all"}
     assert of_all["HesScale"] == 1 and min(of_all[m] for m in diagonals.METHODS if m != "HesScale") > 1
     assert len(list(tmp_path.iterdir())) == 1 + 3 * 3  # the cache and the files above: nothing of the runs
 

@@ -1,13 +1,12 @@
 """experiments/stability.py: what counts as a loss, on curves whose losses are known, and its files."""
 
-import csv
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from conftest import ROOT
+from conftest import ROOT, read_csv
 from test_plot import TOTAL, change, make_run
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -102,11 +101,6 @@ def test_a_run_that_diverged_has_lost_everything():
 # ---- files -------------------------------------------------------------------------------------------------
 
 
-def read(path):
-    with open(path) as file:
-        return list(csv.DictReader(file))
-
-
 def curve(*levels):
     return [(step, value) for step, value in zip(range(100, TOTAL + 1, 100), steps(*levels), strict=True)]
 
@@ -123,7 +117,7 @@ def test_runs_of_several_settings_are_never_one_curve(tmp_path, capsys):
         stability.main(args)
     (tmp_path / "grid.toml").write_text("".join(table + name for name in names))
     stability.main(args)
-    found = {row["series"]: row["lost a fifth"] for row in read(f"{tmp_path}/o_table.csv")}
+    found = {row["series"]: row["lost a fifth"] for row in read_csv(f"{tmp_path}/o_table.csv")}
     assert found == {"Adam, a": "1", "Adam, b": "0"}
 
 
@@ -149,7 +143,7 @@ def test_the_table_and_the_shares_are_those_of_the_runs(tmp_path, capsys):
     stability.main(args)
     printed = capsys.readouterr()
     assert "2 of the grid's 8 runs are missing" in printed.err
-    adam, scaled = read(f"{out}_table.csv")
+    adam, scaled = read_csv(f"{out}_table.csv")
     # 100 to 50 in 5 bins: 20 below after 2 bins, the 52nd and the 77th
     about = {"setting": "Hopper-v4", "series": "Adam", "runs": "4", "diverged": "0", "lost a fifth": "2",
              "share": "0.5", "earliest": "5200", "median": "6450", "lost at the end": "1"}  # fmt: skip
@@ -160,7 +154,7 @@ def test_the_table_and_the_shares_are_those_of_the_runs(tmp_path, capsys):
     assert float(adam["share of the height kept"]) == pytest.approx((1 + 0.5 + 1 + 1) / 4)
     assert (scaled["series"], scaled["runs"], scaled["lost a fifth"], scaled["median"]) == ("Scaled Adam", "2", "0", "")
     assert "Hopper-v4, Adam: 2 of 4 runs lost a fifth, first after 5,200 steps\n" in printed.out
-    shares = [float(row["share"]) for row in read(f"{out}_share.csv") if row["series"] == "Adam"]
+    shares = [float(row["share"]) for row in read_csv(f"{out}_share.csv") if row["series"] == "Adam"]
     assert shares == [0.0] * 51 + [0.25] * 25 + [0.5] * 24
     assert (tmp_path / "out/stability.png").stat().st_size > 5000 and (tmp_path / "out/stability.pdf").exists()
 
@@ -180,7 +174,7 @@ def test_the_signs_of_a_collapse_are_those_of_the_runs(tmp_path):
         make_run(tmp_path / "runs", curve(0, 100), seed, optimizer=optimizer, stability=True, signs=signs)
     args = stability.Args((str(grid),), str(tmp_path / "out"), (str(tmp_path / "runs"),))
     stability.main(args)
-    rows = read(f"{tmp_path}/out_signs.csv")
+    rows = read_csv(f"{tmp_path}/out_signs.csv")
     values = ("series", "runs", "tag", "step", "value", "least", "most")
     kl = [tuple(map(row.get, values)) for row in rows if row["tag"] == "stability/kl"]
     assert kl[:2] == [
@@ -265,7 +259,7 @@ def of_two_environments(tmp_path_factory):
         f"total_timesteps = {TOTAL}\n"
     )
     stability.main(stability.Args((str(tmp_path / "grid.toml"),), str(tmp_path / "o"), (str(tmp_path / "runs"),)))
-    return {row["setting"]: row for row in read(f"{tmp_path}/o_table.csv")}
+    return {row["setting"]: row for row in read_csv(f"{tmp_path}/o_table.csv")}
 
 
 def test_untrained_returns_are_means_over_the_runs_of_an_environment(of_two_environments):

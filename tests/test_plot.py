@@ -1,6 +1,5 @@
 """The pictures' numbers are those of the runs: against runs with known returns, and statistics done by hand."""
 
-import csv
 import itertools
 import json
 import os
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from conftest import ROOT
+from conftest import ROOT, read_csv, table_cells
 from torch.utils.tensorboard import SummaryWriter
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -82,8 +81,7 @@ def draw(folder, *what, grids=(), pictures=False, **options):
 
 
 def rows(folder, what, **wanted):
-    with open(folder / f"out/p_{what}.csv", newline="") as file:
-        found = list(csv.DictReader(file))
+    found = read_csv(folder / f"out/p_{what}.csv")
     return [row for row in found if all(row[name] == str(value) for name, value in wanted.items())]
 
 
@@ -98,9 +96,7 @@ def number(folder, what, column, **wanted):
 
 def cell(folder, env_id, series, column=3):
     """A cell of PREFIX_table.md, by default the final return."""
-    lines = [
-        [c.strip() for c in line.split("|")[1:-1]] for line in (folder / "out/p_table.md").read_text().splitlines()
-    ]
+    lines = map(table_cells, (folder / "out/p_table.md").read_text().splitlines())
     (found,) = [line[column] for line in lines if line[:2] == [env_id, series]]
     return found
 

@@ -1,6 +1,5 @@
 """The figures that README.md and docs/ tell are those in results/, and these are what the commands there make."""
 
-import csv
 import functools
 import re
 import subprocess
@@ -8,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, read_csv, table_cells
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import drawing
@@ -19,7 +18,7 @@ from hesscale_utils import parse_args
 
 COMMANDS = {"docs/report.md": 11, "docs/defaults.md": 6}  # of plot.py, in code blocks
 WITH_INTERVALS = {"README.md": 20, "docs/report.md": 40, "docs/defaults.md": 10, "docs/stability.md": 10}
-# the README's table of scores: of each row the file, the return and what it is compared with
+# the README's table of scores: of each row the file, the return, and how the names of its series end
 SCORES = [
     ("ppo_defaults/ppo", "final", ""),
     ("ppo_defaults/evaluations", "final", ""),
@@ -34,11 +33,6 @@ SCORES = [
 
 def read(name):
     return (ROOT / name).read_text(encoding="utf-8").replace("\N{MINUS SIGN}", "-")
-
-
-def read_csv(path):
-    with open(path, encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def commands(name):
@@ -57,11 +51,12 @@ def test_the_commands_make_what_lies_in_results(name, monkeypatch, tmp_path):
     monkeypatch.setattr(drawing, "write_figure", lambda prefix, figure: None)
     for figure in "curves", "step_sizes", "sensitivity", "aggregate":
         monkeypatch.setattr(drawing, f"draw_{figure}", lambda rows, baseline: None)
-    for words in commands(name):
+    told = commands(name)
+    for words in told:
         monkeypatch.setattr(sys, "argv", ["plot.py", *words])
         plot.main(parse_args(plot.Args))
     made = {*Path("results").rglob("*.*")}
-    assert len(commands(name)) == COMMANDS[name] and len(made) > COMMANDS[name]
+    assert len(told) == COMMANDS[name] and len(made) > COMMANDS[name]
     for path in made:
         assert (ROOT / path).read_bytes() == path.read_bytes(), f"{name}'s command makes another {path}"
 
@@ -74,16 +69,16 @@ def test_each_row_of_a_table_is_that_of_a_file():
 
 
 def intervals():
-    """Return (value, low, high) of what the files have, of differences also the other way round."""
+    """Return (value, low, high) of what the files have, differences also the other way round and beside the return."""
     found = []
     for path in ROOT.glob("results/**/*.csv"):
         for row in read_csv(path):
             for key in [key.removesuffix("_low") for key in row if key.endswith("_low") and row[key]]:
-                low, high = float(row[f"{key}_low"]), float(row[f"{key}_high"])
-                values = {float(row[k]) for k in (key, key.removesuffix("_difference")) if row.get(k)}
-                found += [(value, low, high) for value in values]
+                value, low, high = (float(row[name]) for name in (key, f"{key}_low", f"{key}_high"))
+                found.append((value, low, high))
                 if key.endswith("_difference"):
-                    found += [(-float(row[key]), -high, -low)] + [(value, -high, -low) for value in values]
+                    of = float(row[key.removesuffix("_difference")])
+                    found += [(-value, -high, -low), (of, low, high), (of, -high, -low)]
     return found
 
 
@@ -102,11 +97,12 @@ def test_each_interval_told_is_that_of_a_file():
 def test_the_readmes_scores():
     table = read("README.md").split("## What it shows")[1].split("\n\n")[2].splitlines()
     assert table[0] == "| | seeds | AdaHesScale | Scaled Adam | Scaled AdaHesScale |"
-    for line, (name, key, agent) in zip(table[2:], SCORES, strict=True):
-        cells, rows = (cell.strip() for cell in line.split("|")[3:-1]), read_csv(ROOT / f"results/{name}_table.csv")
+    for line, (name, key, ending) in zip(table[2:], SCORES, strict=True):
+        rows = read_csv(ROOT / f"results/{name}_table.csv")
         scores = {row["series"]: row for row in rows if row["env_id"] == "all, score"}
+        _, _, *cells = table_cells(line)
         for optimizer, cell in zip(("adahesscale", "scaled-adam", "scaled-adahesscale"), cells, strict=True):
-            if row := scores.get(optimizer + agent):
+            if row := scores.get(optimizer + ending):
                 low, high = (float(row[f"{key}_difference_{end}"]) for end in ("low", "high"))
                 text = f"{float(row[key]):.2f} ({low:.2f} to {high:.2f})"
                 assert cell == (f"**{text}**" if low > 0 else text)
@@ -119,8 +115,8 @@ def test_the_reports_step_sizes():
     for table, name in zip(tables, ("ppo", "evaluations"), strict=True):
         rows, found = read_csv(ROOT / f"results/ppo_step_sizes/{name}_step_sizes.csv"), {}
         for row in sorted(rows, key=lambda row: float(row["learning_rate"])):
-            if row["env_id"].startswith("all"):
+            if row["env_id"] == "all, score":
                 value = f"{float(row['value']):.2f}".replace("-0.00", "0.00")
                 found.setdefault(drawing.label(row["series"]), []).append(value)
-        told = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.strip().splitlines()[2:]]
+        told = map(table_cells, table.strip().splitlines()[2:])
         assert {optimizer: values for optimizer, *values in told} == found and len(found) == 4
