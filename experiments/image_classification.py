@@ -289,7 +289,7 @@ def choose(selection):
 
 
 def summarize(report, optimizers):
-    """Return a row for each optimizer: its accuracies on the test images, less Adam's and less AdaHessian's.
+    """Return a row for each optimizer: its accuracies on the test images, minus Adam's and minus AdaHessian's.
 
     `test` is that of the last epoch, `in_time` that of the last one that ends within the seconds that Adam takes for
     all, and `cost` the seconds of an epoch, of Adam's; both are medians over the runs that did not diverge.
@@ -323,8 +323,8 @@ def summarize(report, optimizers):
 
 def markdown(rows):
     """Return the table of `summarize`, in percent."""
-    less = [f"less {METHODS[name][0]}'s" for name in BASELINES]
-    head = ["", "step size", "diverged", "test accuracy, %", *less, "in Adam's time", *less, "s an epoch", "of Adam's"]
+    minus = [f"minus {METHODS[name][0]}'s" for name in BASELINES]
+    head = ["", "step size", "diverged", "test accuracy, %", *minus, "in Adam's time", *minus, "s an epoch", "of Adam's"]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for row in rows:
         cells = [METHODS[row["optimizer"]][0], f"{row['learning_rate']:g}", f"{row['diverged']} of {row['runs']}"]

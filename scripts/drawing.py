@@ -115,10 +115,10 @@ def error_bar(axis, x, y, low, high, sideways=False, **style):
     axis.errorbar(x, y, **{where: error}, elinewidth=0.8, **style | {"linestyle": ""})
 
 
-def line_and_band(axis, x, rows, **style):
+def line_and_band(axis, x, rows, opacity=0.16, **style):
     """Draw a line and, as a band, its interval."""
     axis.plot(x, rows["value"], **style)
-    axis.fill_between(x, rows["value_low"], rows["value_high"], color=style["color"], alpha=0.16, linewidth=0)
+    axis.fill_between(x, rows["value_low"], rows["value_high"], color=style["color"], alpha=opacity, linewidth=0)
 
 
 def steps_unit(most):
@@ -139,7 +139,8 @@ def draw_curves(rows, baseline):
     styles = looks(rows["series"])
     for (agent, env_id, series), curve in rows.groupby(["agent", "env_id", "series"], sort=False):
         axis, style, place = axes[agent, env_id], styles[series], list(styles).index(series)
-        line_and_band(axis, curve["step"] / unit, curve, markevery=(3 + 4 * place % 20, 20), **style)
+        opacity = 0.06 if curve["runs"].max() < 5 else 0.16  # t intervals of a few runs would hide the means
+        line_and_band(axis, curve["step"] / unit, curve, opacity, markevery=(3 + 4 * place % 20, 20), **style)
         axis.locator_params(nbins=4)
     for key, part in rows.groupby(["agent", "env_id"]):
         limit(axes[key], part["value"])
@@ -193,10 +194,11 @@ def draw_aggregate(rows, baseline):
     figure, grid = plt.subplots(len(number), 3, figsize=(TEXT_WIDTH, sum(heights) + 0.3), squeeze=False, **shape)
     for (agent, of_agent), axes in zip(rows.groupby("agent"), grid, strict=True):
         names, same = numbers_of_runs(of_agent)
+        opacity = 0.16 if len(names) < 6 else 0  # the bands of many would hide their lines
         for (series, quantity), part in of_agent.groupby(["series", "quantity"], sort=False):
             place, style = list(names).index(series), styles[series]
             if quantity == "share of runs above":
-                line_and_band(axes[2], part["over"], part, markevery=(5 + 3 * place, 25), **style)
+                line_and_band(axes[2], part["over"], part, opacity, markevery=(5 + 3 * place, 25), **style)
             else:
                 axis = axes[0 if quantity == "interquartile mean" else 1]
                 error_bar(axis, place, part["value"], part["value_low"], part["value_high"], sideways=True, **style)

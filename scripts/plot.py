@@ -357,7 +357,7 @@ def overview(rows, baseline):
     lines = []
     for agent, part in rows.groupby("agent", sort=False):
         head = dict.fromkeys(part["env_id"], "")
-        head |= {f"less {baseline}'s": ""} if "all, score" in head else {}
+        head |= {f"minus {baseline}'s": ""} if "all, score" in head else {}
         lines += [f"| {' | '.join([f'{label(agent)}, final return', *head])} |", "| --- " * (1 + len(head)) + "|"]
         for series, found in sorted(part.groupby("series"), key=lambda group: order(group[0])):
             cells = dict(head)
@@ -365,7 +365,7 @@ def overview(rows, baseline):
                 text, difference = in_words(row, "final")
                 cells[row["env_id"]] = f"**{text}**" if row["final_difference_low"] > 0 else text
                 if row["env_id"] == "all, score":
-                    cells[f"less {baseline}'s"] = difference
+                    cells[f"minus {baseline}'s"] = difference
             lines.append(f"| {' | '.join([label(series), *cells.values()])} |")
         lines.append("")
     return lines
@@ -374,7 +374,7 @@ def overview(rows, baseline):
 def markdown(rows, args, total_timesteps):
     """Return table_rows as Markdown: the overview of final returns, and then all, with differences."""
     baseline = label(args.baseline)
-    head = ["environment", "optimizer", "runs", *(x for t in RETURNS.values() for x in (t, f"less {baseline}'s"))]
+    head = ["environment", "optimizer", "runs", *(x for t in RETURNS.values() for x in (t, f"minus {baseline}'s"))]
     known = [name for name in POLICY if name in rows]
     head += [f"{name}, nats" for name in known]
     lines = [*overview(rows, baseline), f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]

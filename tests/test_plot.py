@@ -370,7 +370,7 @@ def test_the_table_begins_with_an_overview_of_each_agent(runs, tmp_path):
         "| SGD | 7.00 |",
         "| Adam | 5.00 |",
         "",
-        "| PPO, final return | Ant-v4 | Hopper-v4 | all, score | less Adam's |",
+        "| PPO, final return | Ant-v4 | Hopper-v4 | all, score | minus Adam's |",
         "| --- | --- | --- | --- | --- |",
         "| SGD |  | **20.0 ± 0.0** |  |  |",
         f"| Adam | 2.0 ± {half:.1f} | 10.0 ± 0.0 | 1.00 ± {half / 4:.2f} |  |",
