@@ -223,7 +223,7 @@ class Softmax:
 
     def kl(self, other):
         """Return the KL divergence KL(self || other) in nats, averaged over the batch."""
-        return (self.q * (self.log_q - other.log_q)).sum(-1).mean()
+        return (self.xp.exp(self.log_q) * (self.log_q - other.log_q)).sum(-1).mean()
 
     def derivatives(self, actions, name="actions"):
         """Return log q_a [B], and the pair of score e_a - q and curvature q^2 - q, each [B, C]."""
@@ -353,7 +353,7 @@ class ScaledOptimizer(LightOptimizer):
     skips parameters that are frozen or have no .grad, and sets .hess to None, so that none is used twice; it records
     `eta` and, if scaled, `trust_region` (h). It raises RuntimeError where derivatives are missing or of another
     `curvature`, before it changes anything, and FloatingPointError if the update is not finite, which leaves the
-    parameters as they were, but not the moments: to go on, load an earlier state_dict.
+    parameters as they were, but not the moments: to go on, load an earlier state_dict. float16 is too narrow for h.
     """
 
     eta, trust_region = 1.0, None
@@ -433,7 +433,7 @@ class ScaledOptimizer(LightOptimizer):
             steps.append((data, u, scale))
             p.hess = None
         if not steps:
-            raise RuntimeError(f"{self.name}: no parameter has a .grad: call backward first")
+            raise RuntimeError(f"{self.name}: no parameter that is trained has a .grad: call backward first")
         if not math.isfinite(h):  # if not scaled, this is all that h is for
             raise FloatingPointError(f"{self.name} with lr={lr:g}: the update of step {t} is not finite")
         if self.scaled:

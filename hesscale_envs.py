@@ -31,6 +31,8 @@ class ActionNotFinite(EnvironmentFailed):
 class RunningMeanStd:
     """Mean and variance of all samples so far, updated one sample at a time, equal to gymnasium's to the last bit.
 
+    In float64, as gymnasium's of MuJoCo's observations are; of float32 ones it keeps them in float32.
+
     Args:
         size: length of the sample vectors; None for samples that are plain Python numbers, which Python adds and
             multiplies faster than numpy does.
@@ -68,7 +70,8 @@ class NormalizedEnv:
     """One environment with the effect of CleanRL's wrappers, at a quarter of their cost (benchmarks/minibatch.py).
 
     These are FlattenObservation, RecordEpisodeStatistics, ClipAction, NormalizeObservation and NormalizeReward, the
-    last two followed by a clip to [-10, 10]. All numbers equal those of gymnasium's wrappers. When an episode ends,
+    last two followed by a clip to [-10, 10]. All numbers equal those of gymnasium's wrappers (of
+    float32 observations all but the last digits, RunningMeanStd). When an episode ends,
     `step` returns its real last observation, and the caller calls `reset`.
 
     Args:

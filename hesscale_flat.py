@@ -111,36 +111,36 @@ class FlatModule(nn.Module):
         """All parameters as one nn.Parameter [P], with .grad and .hess, for an optimizer in place of net.parameters().
 
         To take it pins the parameters, which saves 10%: a network need not look where they are, nor set .hess of each;
-        their .grad are views of that of `flat` from now on, for clipping. Values may change in place, as by
-        load_state_dict, and .to(), copies and requires_grad_() of the whole network are still followed; an assigned
-        .data, a new layer and freezing a part are not. Raises ValueError if parameters are frozen.
+        their .grad are views of that of `flat` after the next backward, for clipping. Values may change in place, as by
+        load_state_dict, and .to(), copies, zero_grad() and requires_grad_() of the network, or of one that contains it,
+        are still followed; an assigned .data, a new layer and freezing a part are not. Raises ValueError if parameters
+        are frozen.
         """
         if not all(p.requires_grad for p in self.parameters()):
             raise ValueError("net.flat includes frozen parameters: give the optimizer net.parameters() instead")
         self.follow_parameters()
-        for p, p.grad, _ in self._published[:-1]:
+        self._pinned = True
+        for p, _, _ in self._published[:-1]:
             p.hess = None
-        self._pinned, self._published = True, self._published[-1:]
         return self._flat
-
-    def published(self):
-        """Return the parameters that an optimizer takes: net.flat once it was taken, else all."""
-        return [p for p, _, _ in self._published]
 
     def publish(self, curvature):
         """Set .grad and .hess of all parameters to their views, for optimizers; `curvature` None is for no diagonal."""
-        for p, grad, hess in self._published:
+        published = self._published
+        if self._pinned:
+            first, grad, _ = published[0]
+            self._flat.requires_grad = first.requires_grad
+            if first.grad is not grad:  # the first time, and after zero_grad() of a module around this one
+                for p, part, _ in published[:-1]:
+                    p.grad = part
+            published = published[-1:]
+        for p, grad, hess in published:
             p.grad = grad if p.requires_grad else None
             p.hess, hess.curvature = hess if curvature else None, curvature
 
     def zero_grad(self, set_to_none=True):
         """As in torch; but what net.flat has pinned stays, as zeros, for backward and clipping to find."""
         super().zero_grad(set_to_none and not self._pinned)
-
-    def requires_grad_(self, requires_grad=True):
-        """Freeze the whole network, or train it again; as in torch, and net.flat follows."""
-        self._flat.requires_grad_(requires_grad)
-        return super().requires_grad_(requires_grad)
 
     def _apply(self, fn, recurse=True):  # of .to(), .double(), .cuda()
         self._pinned = False
@@ -189,14 +189,15 @@ class KeptArrays:
                 f"{self.name}: a parameter of shape {shape} has {found}; before each step, compute that of {curvature}"
             )
         read = p.grad, hess, *moments
-        pointer, kept, arrays = self._kept.get(p, (None, read, None))
-        if pointer != p.data_ptr() or not all(map(operator.is_, kept, read)):
+        pointers = p.data_ptr(), p.grad.data_ptr()
+        known, kept, arrays = self._kept.get(p, (None, read, None))
+        if known != pointers or not all(map(operator.is_, kept, read)):
             if hess is not None and hess.shape != p.shape:  # an empty parameter is fine
                 check_shapes(p.shape, hess=hess)
             xp = np if numpy_computes(p) else torch
             tensors = p.data, *read, torch.empty_like(p.data), torch.empty_like(p.data)
             arrays = xp, *(t.numpy() if xp is np and t is not None else t for t in map(constant, tensors))
-            self._kept[p] = p.data_ptr(), read, arrays
+            self._kept[p] = pointers, read, arrays
         return arrays
 
     def negative_share(self):

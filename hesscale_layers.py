@@ -9,9 +9,10 @@
 TanhMLP in hesscale_core.py is the fast way for the agents' networks; this is the general one (Appendix F). Each kind of
 layer has a rule in RULES, to which RULES[MyLayer] = ... adds one. With J the layer's Jacobian and h the diagonal at its
 output, every rule carries h to the input as (J * J)^T h, and adds f'' g where a layer is not linear (Eq. 8-11). So a
-layer's diagonal is exact if the Hessian with respect to its outputs is diagonal, and, whatever that is, at a last layer
-each of whose weights enters one output of a sample, as nn.Linear's on [B, in] do. A kernel at several positions, or
-nn.Linear on [B, T, in], lacks the terms between positions. Padding that is not zeros counts as a layer of its own.
+layer's diagonal is exact if the Hessians with respect to its outputs and to those of all layers above are diagonal, and
+always at a last layer each of whose weights enters one output of a sample, as nn.Linear's on [B, in] do. A kernel at
+several positions, or nn.Linear on [B, T, in], lacks the terms between positions. Padding that is not zeros counts as a
+layer of its own.
 """
 
 import math

@@ -323,8 +323,8 @@ def summarize(report, optimizers):
 
 def markdown(rows):
     """Return the table of `summarize`, in percent."""
-    minus = [f"minus {METHODS[name][0]}'s" for name in BASELINES]
-    head = ["", "step size", "diverged", "test accuracy, %", *minus, "in Adam's time", *minus, "s an epoch", "of Adam's"]
+    gaps = [f"minus {METHODS[name][0]}'s" for name in BASELINES]
+    head = ["", "step size", "diverged", "test accuracy, %", *gaps, "in Adam's time", *gaps, "s an epoch", "of Adam's"]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for row in rows:
         cells = [METHODS[row["optimizer"]][0], f"{row['learning_rate']:g}", f"{row['diverged']} of {row['runs']}"]

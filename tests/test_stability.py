@@ -60,6 +60,15 @@ def test_a_divergence_of_softmaxes_is_torchs_and_by_hand(kind):
     assert float(one.kl(other)) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-6)
 
 
+def test_a_divergence_of_softmaxes_can_be_differentiated():
+    torch.manual_seed(2)
+    logits = torch.randn(2, 7, 4, dtype=torch.float64)
+    ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    Softmax(ours[0]).kl(Softmax(ours[1])).backward()
+    kl_divergence(*(Categorical(logits=x) for x in theirs)).mean().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 # ---- the rank ----------------------------------------------------------------------------------------------
 
 

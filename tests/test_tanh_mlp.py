@@ -401,9 +401,16 @@ def test_a_pinned_network_can_be_clipped_by_its_parameters(kind):
     whole = [p.grad.clone() for p in twin.parameters()]
     assert twin.flat is not None and all(p.hess is None for p in twin.parameters())  # not those of before
     flat = net.flat
-    for zero_grad in (make_optimizer("adam", [flat], lr=0.1).zero_grad, net.zero_grad, net.zero_grad):
-        zero_grad()
-        assert flat.grad is None if zero_grad != net.zero_grad else not flat.grad.any()
+    changes = [
+        lambda: make_optimizer("adam", [flat], lr=0.1).zero_grad() or flat.grad is None,
+        lambda: net.zero_grad() or not flat.grad.any(),
+        lambda: net.zero_grad() or not flat.grad.any(),
+        lambda: torch.nn.ModuleList([net]).zero_grad() or True,
+        lambda: net.to("cpu").zero_grad() or True,  # moves nothing
+    ]
+    for change in changes:
+        backward(net, kind, x, targets)
+        assert change()
         backward(net, kind, x, targets)
         torch.testing.assert_close([p.grad for p in net.parameters()], whole)
         norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1e-3)
@@ -446,15 +453,16 @@ def test_a_frozen_network_has_no_flat_parameter(log_std):
         _ = net.flat
 
 
-def test_a_network_frozen_as_a_whole_after_its_flat_parameter_was_taken_is_not_trained():
+@pytest.mark.parametrize("around", [lambda net: net, lambda net: torch.nn.ModuleList([net])])
+def test_a_network_frozen_as_a_whole_after_its_flat_parameter_was_taken_is_not_trained(around):
     net = TanhMLP(3, (4,), 2)
     optimizer, x = make_optimizer("adahesscale", [net.flat], lr=0.1), np.ones((5, 3), np.float32)
     before = net.flat.detach().clone()
-    net.requires_grad_(False)
+    around(net).requires_grad_(False)
     net.backward(net(x), np.ones((5, 2), np.float32))
-    with pytest.raises(RuntimeError, match=r"no parameter has a \.grad"):
+    with pytest.raises(RuntimeError, match=r"no parameter that is trained has a \.grad"):
         optimizer.step()
-    net.requires_grad_(True)
+    around(net).requires_grad_(True)
     assert torch.equal(net.flat, before)
     net.backward(net(x), np.ones((5, 2), np.float32))
     optimizer.step()
