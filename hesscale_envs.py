@@ -449,9 +449,13 @@ def make_env(args, video_folder=None, video_trigger=None):
     if getattr(args, "time_feature", False) and env.spec.max_episode_steps is None:
         fail(f"--time-feature: {env_id} has no time limit (max_episode_steps); leave it out")
     if video_folder:
-        try:
-            with random_states_kept():  # a run with videos is the same as one without
+        video_folder = os.path.abspath(video_folder)
+        with contextlib.chdir("."), random_states_kept():  # a run with videos is the same as one without
+            try:
                 env.reset()
+            except Exception as error:
+                fail(f"{flags}: the environment raised in reset: {error!r}")
+        try:
             follow_body(getattr(env.unwrapped, "mujoco_renderer", None))
             with warnings.catch_warnings():  # GLFW's, of which the error says as much
                 warnings.simplefilter("ignore")

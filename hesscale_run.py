@@ -49,8 +49,11 @@ from hesscale_utils import (
 
 # exit statuses besides 0, which is for a finished run
 ERROR, DIVERGED, INTERRUPTED = 1, 3, 75  # 75 is EX_TEMPFAIL of sysexits.h: run it again
-# the signals that end a run with a checkpoint, as far as the system has them; SIGBREAK is Windows' Ctrl-Break
-SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")]
+UNDER_WAY = "is under way in another process; wait for its end, or end it"
+# the signals that end a run with a checkpoint, as far as the system has them; SIGBREAK is Windows' Ctrl-Break, and
+# SIGHUP comes as a terminal is closed, but not to what nohup has started
+SIGNALS = [s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGBREAK")]
+SIGNALS = [s for s in SIGNALS if s.name != "SIGHUP" or signal.getsignal(s) != signal.SIG_IGN]
 NO_LOCKS = errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL  # of a file system without locks
 
 
@@ -463,6 +466,8 @@ def find_run(args, learning_rates):
     Args:
         args: the script's arguments.
         learning_rates: the default step size of each optimizer.
+
+    Ends the program with one line if such a run is under way and has no checkpoint yet.
     """
     script, defaults = script_of(args), asdict(type(args)())
     wanted = asdict(args) | {"learning_rate": args.learning_rate or learning_rates.get(args.optimizer)}
@@ -472,8 +477,12 @@ def find_run(args, learning_rates):
         if status is None or status["state"] in ("finished", "diverged"):
             continue
         same = identity(status["script"], defaults | status["args"]) == identity(script, wanted)
-        if same and list(Path(folder).glob("checkpoint*.pt")):
+        if not same:
+            continue
+        if list(Path(folder).glob("checkpoint*.pt")):
             found.append((datetime.datetime.fromisoformat(status["start"]), folder))  # of whatever time zone
+        elif status["state"] == "running" and is_under_way(folder, status):
+            fail(f"--resume auto: {folder} {UNDER_WAY}")
     return max(found)[1] if found else None
 
 
@@ -566,7 +575,7 @@ class Run:
 
     Attributes:
         step: environment steps so far.
-        folder: the run's folder.
+        folder: the run's folder, as it is named to the user; `path` is the same from the root.
         recent_returns: returns of the last 50 episodes.
     """
 
@@ -613,6 +622,8 @@ class Run:
                     state, status, message = "failed", ERROR, f"--env-id {self.args.env_id}: {error}"
                 case OSError():  # the disk is full, or a folder was removed
                     state, status, message = "failed", ERROR, f"{error}; what was written before stays"
+                case SystemExit(code=str(line)):  # as an evaluation's environment can't be made
+                    state, status, message = "failed", ERROR, line.removeprefix("error: ")
                 case SystemExit(code=code) if code == INTERRUPTED:
                     state, status, message = "interrupted", INTERRUPTED, f"by {signal.Signals(self.signal).name}"
                 case _:
@@ -620,7 +631,7 @@ class Run:
             with contextlib.suppress(OSError):  # a full disk, which is being reported already
                 self._record_end(state, message)
             hint = ""
-            if state != "diverged" and list(Path(self.folder).glob("checkpoint*.pt")):
+            if state != "diverged" and list(Path(self.path).glob("checkpoint*.pt")):
                 hint = f"; to go on: --resume {shlex.quote(self.folder)}"
             if state == "interrupted":
                 done = f"{self.step:,} of {self.total_timesteps:,} steps"
@@ -631,11 +642,14 @@ class Run:
 
     def _set_handlers(self, cleanup):
         """Handle signals until `cleanup`, where that is possible: in the main thread."""
+        self.pid = os.getpid()
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
                 cleanup.callback(signal.signal, signum, signal.signal(signum, self._on_signal))
 
     def _on_signal(self, signum, frame):
+        if os.getpid() != self.pid:  # what the environment has forked inherits this: SIGTERM ends it, as it would else
+            return os._exit(128 + signum) if signum == signal.SIGTERM else None
         if signum == signal.SIGINT and self.signal is not None:
             os._exit(128 + signum)  # at once, whatever is under way
         self.signal = signum
@@ -646,11 +660,12 @@ class Run:
         """Make or lock the folder, and open all that writes there; `cleanup` closes it."""
         args = self.args
         self.folder = args.resume if self.resumed else self._make_folder()
-        self.lock = lock(self.folder, timeout=2)
-        before = read_status(self.folder)
+        self.path = os.path.abspath(self.folder)  # an environment may leave the folder
+        self.lock = lock(self.path, timeout=2)
+        before = read_status(self.path)
         unlocked = self.lock is not None and not self.lock.is_locked and self.resumed and before["state"] == "running"
         if self.lock is None or (unlocked and process_lives(before)):
-            fail(f"--resume {self.folder}: the run is under way in another process; wait for its end, or end it")
+            fail(f"--resume {self.folder}: the run {UNDER_WAY}")
         cleanup.callback(self.lock.release)
         if self.resumed and before["state"] in ("finished", "diverged"):  # since its checkpoint was read
             fail(f"--resume {self.folder}: the run is {before['state']}, so there is nothing to go on with")
@@ -660,7 +675,7 @@ class Run:
         cleanup.callback(setattr, threading, "excepthook", threading.excepthook)
         threading.excepthook = lambda e: None if issubclass(e.exc_type, OSError) else threading.__excepthook__(e)
         # readers of the events ignore what was logged after the checkpoint, because it is logged again
-        self.writer = SummaryWriter(self.folder, purge_step=self.step + 1 if self.resumed else None)
+        self.writer = SummaryWriter(self.path, purge_step=self.step + 1 if self.resumed else None)
         cleanup.callback(self._close_writer)
         self.status = {
             "state": "running", "message": "", "step": self.step, "total_timesteps": args.total_timesteps,
@@ -729,8 +744,8 @@ class Run:
         state = {"format": CHECKPOINT_FORMAT, "args": asdict(self.args), "step": step}
         content = io.BytesIO()
         torch.save(state | {"recent_returns": list(self.recent_returns)} | get_state(), content)
-        previous = f"{self.folder}/checkpoint_previous.pt"
-        write_atomically(f"{self.folder}/checkpoint.pt", content.getvalue(), keep=previous)
+        previous = f"{self.path}/checkpoint_previous.pt"
+        write_atomically(f"{self.path}/checkpoint.pt", content.getvalue(), keep=previous)
         self.last_checkpoint = step
         self.write_status()
         if self.signal is not None:
@@ -740,17 +755,17 @@ class Run:
         """Write status.json, with the current step and return and the given changes."""
         self.status |= {"step": self.step, "updated": now()} | changes
         self.status["return"] = self.mean_return()
-        write_atomically(f"{self.folder}/status.json", json.dumps(self.status, indent=1).encode())
+        write_atomically(f"{self.path}/status.json", json.dumps(self.status, indent=1).encode())
 
     def save_model(self, agent, envs):
         """Save the agent, and what scripts/evaluate.py needs besides, to {folder}/{exp_name}.pt."""
         content = io.BytesIO()
         torch.save(model_of(self.args, agent.state_dict(), [env.get_state() for env in envs]), content)
-        path = f"{self.folder}/{file_name(self.args.exp_name)}.pt"
-        write_atomically(path, content.getvalue())
+        name = f"{file_name(self.args.exp_name)}.pt"
+        write_atomically(f"{self.path}/{name}", content.getvalue())
         with printing():
             self.bar.close()
-            print(f"model saved to {path}")
+            print(f"model saved to {self.folder}/{name}")
 
     def log(self, step, scalars):
         """Log `scalars`, {tag: number}, at `step`."""
@@ -803,7 +818,7 @@ class Run:
             self.write_status(state=state, message=message, end=now())
         if state == "finished":
             for name in ("checkpoint.pt", "checkpoint_previous.pt"):
-                Path(self.folder, name).unlink(missing_ok=True)
+                Path(self.path, name).unlink(missing_ok=True)
 
     def _close_writer(self):
         with contextlib.suppress(OSError):  # a full disk, which is being reported already

@@ -274,8 +274,8 @@ def check_args(args):
     longest = max("env_id", "exp_name", key=lambda name: len(getattr(args, name)))
     length = len(f"{args.env_id}__{args.exp_name}__{args.optimizer}__{args.seed}__".encode())
     check(lambda name: length <= 235, f"is too long: it names a folder, whose name is {length} bytes long", longest)
-    rollout = args.num_envs * args.num_steps
-    check(lambda n: rollout <= 1e8, f"num_envs * num_steps = {rollout:,} steps don't fit in memory", "num_steps")
+    rollout, larger = args.num_envs * args.num_steps, max("num_steps", "num_envs", key=lambda name: getattr(args, name))
+    check(lambda n: rollout <= 1e8, f"num_envs * num_steps = {rollout:,} steps don't fit in memory", larger)
     check(lambda n: n >= rollout, f"is less than one rollout, num_envs * num_steps = {rollout}", "total_timesteps")
 
 

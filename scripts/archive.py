@@ -16,10 +16,11 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from done import DONE
-from grid import read_cells
+from grid import grid_file, read_cells
 from reading import COLUMNS, ROOT, check_folders, pd, read_archive, read_runs
 
 from hesscale_run import locked, write_atomically
@@ -46,7 +47,7 @@ def write_archive(path, rows):
 
 @dataclass
 class Args:
-    study: tyro.conf.Positional[str]
+    study: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
     """the study's name: the archive is results/STUDY/runs.csv.gz"""
     grids: tyro.conf.Positional[tuple[str, ...]] = ()
     """grid files, or names of those in scripts/grids, whose runs are archived; left out, the study's own"""
@@ -59,6 +60,8 @@ def main(args):
         fail(f"STUDY {args.study!r}: must be the name of a folder in results/")
     check_folders(args)
     path, cells = f"{ROOT}/results/{args.study}/runs.csv.gz", read_cells(args.grids or (args.study,))
+    if args.grids and (own := grid_file(args.study)).is_file() and cells.keys() - read_cells((str(own),)).keys():
+        fail(f"STUDY {args.study}: its grid is {os.path.relpath(own)}, which has not all runs of these; name another")
     before = read_before(path)
     wanted = cells.keys() - set(before["key"])
     rows = read_runs(args.runs, lambda key, state: key in wanted and state in DONE)

@@ -1,5 +1,6 @@
 """A grid of runs: TOML files and flags become cells, each a script and its arguments."""
 
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -90,9 +91,13 @@ def known_grids():
     return ", ".join(sorted(path.stem for path in (ROOT / "scripts/grids").glob("*.toml")))
 
 
+def grid_file(name):
+    return ROOT / f"scripts/grids/{name}.toml"
+
+
 def read_grid(name):
     """The [[grid]] tables of a TOML file, or of scripts/grids/{name}.toml, each {flag: list of values}."""
-    path = Path(name) if Path(name).is_file() else ROOT / f"scripts/grids/{name}.toml"
+    path = Path(name) if Path(name).is_file() else grid_file(name)
     if not path.is_file():
         fail(f"{name or repr(name)}: there is no such grid file; name a TOML file or one of {known_grids()}")
     try:
@@ -135,6 +140,15 @@ def typed(flag, values, kind):
     return values
 
 
+@contextlib.contextmanager
+def told(where):
+    """Begin the line with `where`, a grid file, if the program ends in the block."""
+    try:
+        yield
+    except SystemExit as error:
+        fail(where + str(error.code).removeprefix("error: "))
+
+
 def expand(table, where):
     """The cells of one table {flag: values}; ends the program with one line where the table is invalid."""
     flag = lambda name: f"{where}--{name.replace('_', '-')}"  # noqa: E731
@@ -147,7 +161,8 @@ def expand(table, where):
             fail(f"{where}{word} {' '.join(map(str, values))}: must be one value; give each a table of its own")
         about += values
     agents = typed(flag("agent"), table.get("agent", []), str) or fail(f"{flag('agent')} is missing: name {AGENTS}")
-    modules = [*map(load_agent, agents)]
+    with told(where):
+        modules = [*map(load_agent, agents)]
     if len({Path(module.__file__).name for module in modules}) < len(modules):
         fail(f"{flag('agent')} {' '.join(agents)}: names a script twice, or two with one name; runs are known by it")
     for module in modules:
@@ -158,8 +173,9 @@ def expand(table, where):
         names = sorted(values, key=lambda name: name != "seed")  # a sweep that is stopped has all of its first seeds
         for combination in itertools.product(*(values[name] for name in names)):
             args = module.Args(**dict(zip(names, combination, strict=True)))
-            check_args(args)
-            getattr(module, "check_minibatches", lambda args: None)(args)
+            with told(where):
+                check_args(args)
+                getattr(module, "check_minibatches", lambda args: None)(args)
             args.learning_rate = args.learning_rate or module.LEARNING_RATES[args.optimizer]
             yield Cell(module.__file__, args, *about)
 

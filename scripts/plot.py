@@ -119,9 +119,12 @@ def choose(args):
     if args.where:
         number = len(rows)
         try:
-            rows = rows.query(args.where)
+            true = rows.eval(args.where)
+            if not pd.api.types.is_bool_dtype(true) or len(true) != number:
+                raise ValueError("is not true or false of each run")
         except Exception as error:  # whatever the expression raises
             fail(f"--where {args.where}: {error}; it is a condition as \"optimizer == 'adam'\"")
+        rows = rows[true]
         if not len(rows):
             fail(f"--where {args.where}: is true of none of the {number} runs; give another condition, or leave it out")
     about = {*COLUMNS, *ABOUT, "source", "damage", "selection", "name"} - {"total_timesteps"} | {*by}

@@ -35,7 +35,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from done import DONE, duration, estimate, find_runs, read_archives
-from grid import known_grids, load_agent, read_tables
+from grid import ROOT, known_grids, load_agent, read_tables
 from slurm import queued, submit
 
 from hesscale_envs import make_env
@@ -245,6 +245,8 @@ def main():
     cells = dict(list(cells.items())[slice(*args.cells or (None,))])
     if not cells:
         fail(f"--cells {args.cells[0]} {args.cells[1]}: takes none; the grid has {number} cells, the first is 0")
+    if any(Path(cell.script).parent != ROOT for cell in cells.values()):  # it finds the core, as here
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
     for one in {(c.args.env_id, getattr(c.args, "env_kwargs", "")): c.args for c in cells.values()}.values():
         make_env(one).close()
 

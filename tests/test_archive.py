@@ -74,6 +74,13 @@ def test_a_row_says_what_a_run_came_to(study, capsys):
     assert row["source"] == str(study / "results/mine/runs.csv.gz")
 
 
+def test_a_study_that_has_a_grid_takes_no_other_runs(study, capsys):
+    make(study, 1)
+    with pytest.raises(SystemExit, match=r"^error: STUDY quick: its grid is .*quick\.toml, which has not all runs of"):
+        archive.main(archive.Args("quick", (str(study / "grid.toml"),)))
+    assert not (study / "results").exists()
+
+
 def test_evaluations_are_kept(study):
     from torch.utils.tensorboard import SummaryWriter
 

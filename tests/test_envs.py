@@ -23,7 +23,7 @@ from gymnasium.utils import EzPickle
 from test_agents import AGENTS
 from test_runs import args_of as command_line
 from test_runs import evaluate, line, only_run, outcome, play, run, status
-from toy_envs import Slots, Toggle
+from toy_envs import Film, Slots, Toggle
 
 import hesscale_envs
 import hesscale_run
@@ -526,6 +526,21 @@ def test_runs_of_the_same_second_do_not_overwrite_each_others_videos(tmp_path, m
     with pytest.raises(SystemExit, match="colour"):
         make_envs(args, "a_run")
     assert len(os.listdir("videos")) == 3  # what can't be made leaves no folder
+
+
+def test_a_reset_that_fails_is_not_blamed_on_videos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Film, "reset", mock.Mock(side_effect=OSError))
+    with pytest.raises(SystemExit, match=r"^error: --env-id toy_envs:Film-v0: the environment raised in reset: OSErr"):
+        make_env(args_of("toy_envs:Film-v0"), tmp_path / "a")
+
+
+def test_videos_lie_in_the_runs_folder_wherever_the_environment_goes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    reset = Film.reset
+    monkeypatch.setattr(Film, "reset", lambda self, **kwargs: os.chdir(os.sep) or reset(self, **kwargs))
+    assert make_env(args_of("toy_envs:Film-v0"), "videos/a").env.video_folder == str(tmp_path / "videos/a")
+    assert os.getcwd() == str(tmp_path)
 
 
 def test_videos_that_can_not_be_written_are_one_line(tmp_path, monkeypatch):

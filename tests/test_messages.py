@@ -219,7 +219,10 @@ def test_every_other_name_works(train, agent):
 @both
 def test_a_rollout_that_cannot_fit_in_memory_is_refused(agent):
     args = agent.Args(num_steps=10**9, total_timesteps=10**10)
-    assert "num_envs * num_steps = 1,000,000,000 steps don't fit in memory" in error_of(check_args, args)
+    expected = "num_envs * num_steps = 1,000,000,000 steps don't fit in memory"
+    assert f"--num-steps 1000000000: {expected}" in error_of(check_args, args)
+    args = agent.Args(num_steps=10, num_envs=10**8, total_timesteps=10**10)
+    assert f"--num-envs 100000000: {expected}" in error_of(check_args, args)
 
 
 # ---- notes at the start ------------------------------------------------------------------------------------
@@ -580,7 +583,7 @@ def test_a_missing_library_matters_only_where_something_is_rendered(
 def test_no_advice_on_mujoco_where_it_is_not_used(mujoco_without_library, monkeypatch, tmp_path):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.delitem(sys.modules, "mujoco")
-    monkeypatch.setattr(gym.envs.classic_control.PendulumEnv, "render", lambda env: 1 / 0)
+    monkeypatch.setattr("gymnasium.envs.classic_control.PendulumEnv.render", lambda env: 1 / 0)
     args = mujoco_without_library
     args.env_id = "Pendulum-v1"
     line = error_of(hesscale_envs.make_env, args, str(tmp_path))

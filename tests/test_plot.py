@@ -768,6 +768,14 @@ def test_series_of_another_flag_are_told_apart_and_sorted_by_number(runs, tmp_pa
     assert [row["series"] for row in rows(tmp_path, "table")] == ["scaled-adam"]
 
 
+@pytest.mark.parametrize("where", ["seed", "seed + 1", "'adam'", "1 < 2", "seed.max() > 1", "seed = 1", "nothing > 1"])
+def test_what_is_not_true_or_false_of_each_run_is_refused(runs, tmp_path, capsys, where):
+    for seed in (1, 2):
+        make_run(runs, flat(1.0), seed)
+    told = fails(tmp_path, capsys, where=where)
+    assert told.startswith(f"error: --where {where}: ") and "it is a condition as" in told
+
+
 def test_a_curve_is_not_that_of_the_runs_that_did_not_diverge(runs, tmp_path):
     for seed in (1, 2, 3):
         make_run(runs, flat(100.0, start=10.0, end=2000), seed, state="diverged")

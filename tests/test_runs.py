@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -563,11 +564,31 @@ def test_only_a_second_ctrl_c_ends_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "_exit", lambda code: pytest.fail(f"it has ended at once, with status {code}"))
     with pytest.raises(SystemExit) as end, run_of() as run:
-        for signum in signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM:
+        for signum in signal.SIGUSR1, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM:
             os.kill(os.getpid(), signum)
         run.checkpoint(50, dict)
     assert end.value.code == hesscale_run.INTERRUPTED and status("runs/a_run")["state"] == "interrupted"
     assert hesscale_run.read_checkpoint("runs/a_run")["step"] == 50
+
+
+def test_a_closed_terminal_ends_no_run_that_nohup_has_started():
+    for handler in "SIG_DFL", "SIG_IGN":
+        lines = f"import signal; signal.signal(signal.SIGHUP, signal.{handler}); import hesscale_run as run"
+        command = [sys.executable, "-c", f"{lines}; print(signal.SIGHUP in run.SIGNALS)"]
+        out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert out == f"{handler == 'SIG_DFL'}\n"
+
+
+@pytest.mark.parametrize("interval", [0, 64])
+def test_an_environments_own_process_can_be_ended(tmp_path, interval):
+    flags = f"--env-id toy_envs:Forks-v0 --num-steps 5 --total-timesteps 5 --eval-interval {interval}".split()
+    process = start(tmp_path, "a2c", *flags, "--eval-episodes", 1)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "SIGTERM" not in out, err
+    assert status(only_run(tmp_path))["state"] == "finished"
 
 
 def test_episodes_that_could_not_be_saved_begin_with_other_seeds_than_the_run():
@@ -599,7 +620,8 @@ def hooks():
         (OSError("no space"), "failed", "no space; what was written before stays", (SystemExit, "no space; what")),
         (ValueError("a bug"), "failed", "ValueError: a bug", (ValueError, None)),
         (KeyboardInterrupt(), "failed", "KeyboardInterrupt: ", (KeyboardInterrupt, None)),
-        (SystemExit("error: bad"), "failed", "SystemExit: error: bad", (SystemExit, "error: bad")),
+        (SystemExit("error: bad"), "failed", "bad", (SystemExit, "error: bad")),
+        (SystemExit(7), "failed", "SystemExit: 7", (SystemExit, 7)),
     ],
 )
 def test_a_run_ends_in_the_state_that_its_exception_means(tmp_path, monkeypatch, capsys, error, state, message, raised):
@@ -625,9 +647,9 @@ def test_a_run_ends_in_the_state_that_its_exception_means(tmp_path, monkeypatch,
         assert "\n60,000 steps at " in out and out.endswith("; no episode has ended\n")
     elif state == "diverged":
         assert caught.value.code == 3 and err == f"error: {message}\n"
-    elif raised[0] is SystemExit:
+    elif raised[0] is SystemExit and raised[1] != 7:
         assert raised[1] in caught.value.code and "\n" not in caught.value.code
-        assert caught.value.code.endswith("; to go on: --resume runs/a_run") == (type(error) is not SystemExit)
+        assert caught.value.code.endswith("; to go on: --resume runs/a_run")
     else:
         assert caught.value is error
 
@@ -869,6 +891,19 @@ def test_a_run_under_way_is_left_alone(folder, tmp_path):
     code, _, err = run(tmp_path, "ppo", "--resume", "runs/copy")
     assert code == 1 and "is under way in another process" in line(err)
     held.release()
+
+
+def test_auto_begins_no_second_run_beside_one_that_has_no_checkpoint_yet(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    args = AGENTS["ppo"].Args(env_id="toy_envs:Drift-v0", learning_rate=1e-3, resume="auto")
+    name = hesscale_run.folders_like(args)[len("runs/") : -1].replace("?", "-")
+    with Run(args, f"{name}123"):
+        with pytest.raises(SystemExit, match=r"--resume auto: runs/.* is under way in another process"):
+            hesscale_run.load_checkpoint(args, {})
+        assert hesscale_run.load_checkpoint(replace(args, seed=2), {}) is None
+    status_file = Path(f"runs/{name}123/status.json")
+    status_file.write_text(json.dumps(status(status_file.parent) | {"state": "running"}))  # killed before its first
+    assert hesscale_run.load_checkpoint(args, {}) is None
 
 
 def test_a_run_that_is_only_looked_at_goes_on(folder, tmp_path):

@@ -420,6 +420,27 @@ def test_a_file_system_without_locks_does_without(tmp_path, monkeypatch, number)
         hesscale_run.lock(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("seed = -1", "--seed -1: must be in"),
+        ("num_minibatches = [32, 3]", "--num-minibatches 3: "),
+        ("optimizer = 'Adam'", "--optimizer Adam: choose one of"),
+        ("agent = 'dqn'", "--agent dqn: choose"),
+    ],
+)
+def test_a_value_that_a_grid_file_has_is_told_with_the_file(tmp_path, text, message):
+    (tmp_path / "mine.toml").write_text(f"[[grid]]\n{text}\n" + "agent = 'ppo'\n" * ("agent" not in text))
+    with pytest.raises(SystemExit, match=f"^error: {tmp_path}/mine.toml: {message}"):
+        read_cells([str(tmp_path / "mine.toml")])
+
+
+def test_a_script_of_another_folder_finds_the_core(tmp_path):
+    (tmp_path / "mine.py").write_text((ROOT / "a2c_hesscale.py").read_text())
+    code, out, err = run(tmp_path, "--agent", "mine.py", "--env-id", "toy_envs:Drift-v0", "--total-timesteps", 64)
+    assert code == 0 and "1 runs: 1 finished" in out, err
+
+
 def test_a_script_of_another_folder_does_not_pass_for_one_of_ours(tmp_path, capsys):
     """Its runs would be taken for done where an archive has ours."""
     (tmp_path / "ppo_hesscale.py").write_text((ROOT / "ppo_hesscale.py").read_text())
