@@ -70,9 +70,9 @@ class NormalizedEnv:
     """One environment with the effect of CleanRL's wrappers, at a quarter of their cost (benchmarks/minibatch.py).
 
     These are FlattenObservation, RecordEpisodeStatistics, ClipAction, NormalizeObservation and NormalizeReward, the
-    last two followed by a clip to [-10, 10]. All numbers equal those of gymnasium's wrappers (of
-    float32 observations all but the last digits, RunningMeanStd). When an episode ends,
-    `step` returns its real last observation, and the caller calls `reset`.
+    last two followed by a clip to [-10, 10]. All numbers equal those of gymnasium's wrappers, of float32 observations
+    but for the last digits (RunningMeanStd). When an episode ends, `step` returns its real last observation, and the
+    caller calls `reset`.
 
     Args:
         env: a gymnasium environment with Box observations and Box or Discrete actions.
