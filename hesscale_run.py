@@ -642,14 +642,11 @@ class Run:
 
     def _set_handlers(self, cleanup):
         """Handle signals until `cleanup`, where that is possible: in the main thread."""
-        self.pid = os.getpid()
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
                 cleanup.callback(signal.signal, signum, signal.signal(signum, self._on_signal))
 
     def _on_signal(self, signum, frame):
-        if os.getpid() != self.pid:  # what the environment has forked inherits this: SIGTERM ends it, as it would else
-            return os._exit(128 + signum) if signum == signal.SIGTERM else None
         if signum == signal.SIGINT and self.signal is not None:
             os._exit(128 + signum)  # at once, whatever is under way
         self.signal = signum
@@ -823,6 +820,32 @@ class Run:
     def _close_writer(self):
         with contextlib.suppress(OSError):  # a full disk, which is being reported already
             self.writer.close()
+
+
+_masks = threading.local()  # of the signals that the forking thread had blocked
+
+
+def _before_fork():
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _after_fork():
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
+def _after_fork_in_child():
+    """Keep a run's signals from a process that its environment forks: there SIGTERM ends it, and the others do nothing.
+
+    Till then they are blocked, because Python forgets a signal that comes as the process begins.
+    """
+    for signum in SIGNALS:
+        if isinstance(getattr(signal.getsignal(signum), "__self__", None), Run):
+            signal.signal(signum, signal.SIG_DFL if signum == signal.SIGTERM else signal.SIG_IGN)
+    _after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 def now():

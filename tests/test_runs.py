@@ -8,6 +8,7 @@ import glob
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -579,16 +580,25 @@ def test_a_closed_terminal_ends_no_run_that_nohup_has_started():
         assert out == f"{handler == 'SIG_DFL'}\n"
 
 
-@pytest.mark.parametrize("interval", [0, 64])
-def test_an_environments_own_process_can_be_ended(tmp_path, interval):
-    flags = f"--env-id toy_envs:Forks-v0 --num-steps 5 --total-timesteps 5 --eval-interval {interval}".split()
-    process = start(tmp_path, "a2c", *flags, "--eval-episodes", 1)
-    try:
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 0 and "SIGTERM" not in out, err
-    assert status(only_run(tmp_path))["state"] == "finished"
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system forks no processes")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_process_that_the_environment_forks_ends_by_sigterm_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with run_of() as run:
+        for patient in [True] + 100 * [False]:
+            process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+            process.start()
+            if patient:
+                for signum in signal.SIGINT, signal.SIGUSR1, signal.SIGHUP:
+                    os.kill(process.pid, signum)
+                process.join(0.3)
+                assert process.is_alive()
+            process.terminate()  # perhaps before it has begun
+            process.join(10)
+            assert process.exitcode == -signal.SIGTERM
+        assert run.signal is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert run.signal == signal.SIGTERM
 
 
 def test_episodes_that_could_not_be_saved_begin_with_other_seeds_than_the_run():

@@ -5,7 +5,6 @@ import dataclasses
 import datetime
 import enum
 import functools
-import multiprocessing
 import os
 import random
 import threading
@@ -478,24 +477,6 @@ class Laid(Toggle):
         Laid.closed += 1
 
 
-class Forks(Toggle):
-    """Has a process of its own in each episode, as a simulator's may be, and ends it by SIGTERM."""
-
-    process = None
-
-    def reset(self, *, seed=None, options=None):
-        self.close()
-        self.process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
-        self.process.start()
-        return super().reset(seed=seed)
-
-    def close(self):
-        if self.process:
-            self.process.terminate()
-            self.process.join()
-
-
-gym.register("Forks-v0", Forks, max_episode_steps=3)
 gym.register("Laid-v0", Laid, max_episode_steps=3)
 gym.register("Meddles-v0", Meddles, max_episode_steps=3)
 gym.register("Toggle-v0", Toggle, max_episode_steps=3)
