@@ -139,7 +139,7 @@ class FlatModule(nn.Module):
             p.hess, hess.curvature = hess if curvature else None, curvature
 
     def zero_grad(self, set_to_none=True):
-        """As in torch; but what net.flat has pinned stays, as zeros, for backward and clipping to find."""
+        """As in torch; but what net.flat has pinned becomes zeros, because the .grad of `flat` has that memory."""
         super().zero_grad(set_to_none and not self._pinned)
 
     def _apply(self, fn, recurse=True):  # of .to(), .double(), .cuda()

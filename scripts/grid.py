@@ -1,6 +1,5 @@
 """A grid of runs: TOML files and flags become cells, each a script and its arguments."""
 
-import contextlib
 import importlib.util
 import itertools
 import json
@@ -140,29 +139,19 @@ def typed(flag, values, kind):
     return values
 
 
-@contextlib.contextmanager
-def told(where):
-    """Begin the line with `where`, a grid file, if the program ends in the block."""
-    try:
-        yield
-    except SystemExit as error:
-        fail(where + str(error.code).removeprefix("error: "))
-
-
-def expand(table, where):
+def expand(table):
     """The cells of one table {flag: values}; ends the program with one line where the table is invalid."""
-    flag = lambda name: f"{where}--{name.replace('_', '-')}"  # noqa: E731
+    flag = lambda name: f"--{name.replace('_', '-')}"  # noqa: E731
     if empty := [name for name, values in table.items() if not values]:
         fail(f"{flag(empty[0])} has no values")
     about = []
     for word, value, kind in ("selection", False, bool), ("name", "", str):
-        values = typed(f"{where}{word}", table.get(word, [value]), kind)
+        values = typed(word, table.get(word, [value]), kind)
         if len(values) > 1:
-            fail(f"{where}{word} {' '.join(map(str, values))}: must be one value; give each a table of its own")
+            fail(f"{word} {' '.join(map(str, values))}: must be one value; give each a table of its own")
         about += values
     agents = typed(flag("agent"), table.get("agent", []), str) or fail(f"{flag('agent')} is missing: name {AGENTS}")
-    with told(where):
-        modules = [*map(load_agent, agents)]
+    modules = [*map(load_agent, agents)]
     if len({Path(module.__file__).name for module in modules}) < len(modules):
         fail(f"{flag('agent')} {' '.join(agents)}: names a script twice, or two with one name; runs are known by it")
     for module in modules:
@@ -173,9 +162,8 @@ def expand(table, where):
         names = sorted(values, key=lambda name: name != "seed")  # a sweep that is stopped has all of its first seeds
         for combination in itertools.product(*(values[name] for name in names)):
             args = module.Args(**dict(zip(names, combination, strict=True)))
-            with told(where):
-                check_args(args)
-                getattr(module, "check_minibatches", lambda args: None)(args)
+            check_args(args)
+            getattr(module, "check_minibatches", lambda args: None)(args)
             args.learning_rate = args.learning_rate or module.LEARNING_RATES[args.optimizer]
             yield Cell(module.__file__, args, *about)
 
@@ -191,7 +179,11 @@ def read_tables(names, given=None):
     for name in names or [None]:
         for table in [{}] if name is None else read_grid(name):
             tables.append({})
-            for cell in expand(table | (given or {}), f"{name}: " if name else ""):
+            try:
+                cells = [*expand(table | (given or {}))]
+            except SystemExit as error:
+                fail(f"{name}: " * bool(name) + error.code.removeprefix("error: "))
+            for cell in cells:
                 key = cell.key
                 same = known.setdefault(key, cell)
                 differ = [name for name, value in vars(cell.args).items() if value != getattr(same.args, name)]

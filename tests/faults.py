@@ -592,7 +592,7 @@ FAULTS = [
     ('the smaller number is blamed for the memory', 'hesscale_utils.py', 'playing', ('max("num_steps", "num_envs", key=', 'min("num_steps", "num_envs", key=')),
     ('any expression is a condition', 'scripts/plot.py', 'tables', ('if not pd.api.types.is_bool_dtype(true) or len(true) != number:', 'if False:')),
     ('an archive takes the runs of another grid', 'scripts/archive.py', 'tables', ('if args.grids and (own', 'if False and (own')),
-    ("a grid's value is told without its file", 'scripts/grid.py', 'study', ('fail(where + str', 'fail("" + str')),
+    ("a grid's value is told without its file", 'scripts/grid.py', 'study', ('fail(f"{name}: " * bool(name) + error', 'fail(error')),
     ('a script elsewhere finds no core', 'scripts/sweep.py', 'study', ('if any(Path(cell.script).parent != ROOT', 'if any(Path(cell.script).parent == 0')),
     ('the folder of an environment is the run\'s', 'hesscale_envs.py', 'runs', (', contextlib.chdir(".")', '')),
     ('numpy\'s errors are an environment\'s', 'hesscale_envs.py', 'envs', (', np.errstate()', '')),
