@@ -210,7 +210,8 @@ class Softmax:
         xp = self.xp = namespace(logits)
         check_shapes((len(logits), logits.shape[-1]), logits=logits)
         shifted = logits - constant(xp.amax(logits, -1)[:, None])
-        self.log_q = shifted - xp.log(xp.exp(shifted).sum(-1))[:, None]
+        log_q = shifted - xp.log(xp.exp(shifted).sum(-1))[:, None]
+        self.log_q = log_q.clip(xp.finfo(log_q.dtype).min)  # or q log q is NaN where a logit of -inf forbids an action
         self.q = xp.exp(constant(self.log_q))
 
     def log_prob(self, actions):
@@ -267,7 +268,7 @@ def ppo_loss(policy, actions, old_log_probs, advantages, clip_coef, ent_coef=0.0
     check_shapes(log_prob.shape, old_log_probs=old_log_probs, advantages=advantages)
     # min(r A, clip(r, 1-c, 1+c) A) is r A up to a limit: (1+c) A or, where A is negative, (1-c) A
     surrogate, limit = xp.exp(log_prob - old_log_probs) * advantages, advantages + clip_coef * abs(advantages)
-    unclipped = xp.where(surrogate <= limit, constant(surrogate), 0.0)  # not a product, for r may be infinite
+    unclipped = xp.where(surrogate > limit, 0.0, constant(surrogate))  # not a product, for r may be infinite; NaN stays
     loss, weight = -xp.minimum(surrogate, limit).sum() / len(limit), unclipped / -len(limit)
     return _policy_loss(policy, loss, log_prob, weight, [(s, s * s + c) for s, c in derivatives], ent_coef)
 
@@ -430,7 +431,7 @@ class ScaledOptimizer(LightOptimizer):
                 _average_square(xp, exp_avg_hess_sq, hess, beta2, root)
             root *= u
             h += float(root.reshape(-1) @ u.reshape(-1)) * scale * scale / correction  # the sum of sqrt(V^) U^2
-            steps.append((data, u, scale))
+            steps.append((p, data, u, scale))
             p.hess = None
         if not steps:
             raise RuntimeError(f"{self.name}: no parameter that is trained has a .grad: call backward first")
@@ -439,9 +440,10 @@ class ScaledOptimizer(LightOptimizer):
         if self.scaled:
             delta = self.param_groups[0]["delta"]
             self.trust_region, self.eta = h, min(1.0, math.sqrt(2 * delta / h)) if h > 0 else 1.0
-        for data, u, scale in steps:
+        for p, data, u, scale in steps:
             u *= self.eta * scale
             data -= u
+            torch.autograd.graph.increment_version(p)  # or a graph made before would go back through the new values
 
 
 make_optimizer = ScaledOptimizer  # make_optimizer("adam", net.parameters(), lr=3e-4) reads as what it does
@@ -474,5 +476,5 @@ def hutchinson(loss, params):
         outputs, vectors = [grads[i] for i in varying], [z[i] for i in varying]
         products = torch.autograd.grad(outputs, params, vectors, materialize_grads=True)
     for p, grad, z_p, product in zip(params, grads, z, products, strict=True):
-        p.grad, p.hess = grad.detach(), z_p * product
+        p.grad, p.hess = grad.detach().clone(), z_p * product  # autograd gives one tensor to several parameters
         p.hess.curvature = "Hutchinson"

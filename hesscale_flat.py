@@ -70,10 +70,16 @@ class FlatModule(nn.Module):
         """Return the parameters as they are now, in the vectors' order; functional_call, for one, replaces them."""
         return list(self.parameters())
 
+    @torch.inference_mode(False)  # whose tensors autograd never takes again
     @torch.no_grad()
     def flatten(self):
-        """Move the parameters into one vector, allocate two more for gradients and diagonals, and make all views."""
+        """Move the parameters into one vector, allocate two more for gradients and diagonals, and make all views.
+
+        Raises ValueError for a parameter that is used twice.
+        """
         params = self.current_parameters()
+        if len({*map(id, params)}) < len(params):
+            raise ValueError("a parameter is used twice: give each place in the network parameters of its own")
         data, sizes = torch.cat([p.reshape(-1) for p in params]), [p.numel() for p in params]
         self.tensors, self.arrays, self._pinned = [], None, False
         for vector in data, torch.zeros_like(data), torch.zeros_like(data):
@@ -113,8 +119,8 @@ class FlatModule(nn.Module):
         To take it pins the parameters, which saves 10%: a network need not look where they are, nor set .hess of each;
         their .grad are views of that of `flat` after the next backward, for clipping. Values may change in place, as by
         load_state_dict, and .to(), copies, zero_grad() and requires_grad_() of the network, or of one that contains it,
-        are still followed; an assigned .data, a new layer and freezing a part are not. Raises ValueError if parameters
-        are frozen.
+        are still followed; an assigned .data, a new layer and freezing a part are not. Autograd does not notice a step
+        of `flat`: compute a loss anew before its backward(). Raises ValueError if parameters are frozen.
         """
         if not all(p.requires_grad for p in self.parameters()):
             raise ValueError("net.flat includes frozen parameters: give the optimizer net.parameters() instead")
@@ -145,6 +151,11 @@ class FlatModule(nn.Module):
     def _apply(self, fn, recurse=True):  # of .to(), .double(), .cuda()
         self._pinned = False
         return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        if local_metadata.get("assign_to_params_buffers"):  # it replaces the parameters
+            self._pinned = False
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def __getstate__(self):  # of copies and pickles
         return self.__dict__ | {"_places": None, "_pinned": False, "_inputs": []}  # _places may come to fit by chance

@@ -82,6 +82,11 @@ def elementwise(layer, x, out, g, h, gauss_newton):
     return slope.detach() * g, h
 
 
+def mish(layer, x, out, g, h, gauss_newton):
+    """Mish, as elementwise; but torch's own second derivative is NaN where exp(x) overflows, from 89 in float32."""
+    return elementwise(layer, x, x * F.softplus(x).tanh(), g, h, gauss_newton)
+
+
 def selecting(layer, x, out, g, h, gauss_newton):
     """Max pooling, padding and reshaping: J has zeros and ones, so J * J = J; windows that overlap add."""
     return vjp(out, [x], g)[0], None if h is None else vjp(out, [x], h)[0]
@@ -120,12 +125,13 @@ CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 ADAPTIVE = nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d
 AVERAGING = dict(zip((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, *ADAPTIVE), (1, 2, 3, 1, 2, 3), strict=True))
 ACTIVATIONS = (
-    nn.CELU, nn.ELU, nn.GELU, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU,
-    nn.ReLU6, nn.SELU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Softsign, nn.Tanh, nn.Tanhshrink,
+    nn.CELU, nn.ELU, nn.GELU, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid, nn.ReLU, nn.ReLU6,
+    nn.SELU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Softsign, nn.Tanh, nn.Tanhshrink,
 )  # fmt: skip
 RULES = (
     dict.fromkeys((nn.Linear, *CONVOLUTIONS), weighted)
     | dict.fromkeys(ACTIVATIONS, elementwise)
+    | {nn.Mish: mish}
     | dict.fromkeys((nn.Flatten, nn.Unflatten, nn.Identity), selecting)
     | dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), selecting)
     | dict.fromkeys((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d), selecting)
@@ -210,13 +216,15 @@ class HesScale(nn.Module):
         with torch.enable_grad():  # backward goes back through each layer's part of this graph
             y = x
             for layer in self.layers:
-                # an in-place activation must not change what is kept
-                out = called(layer, y.clone() if getattr(layer, "inplace", False) else y)
+                # an in-place activation, as somebody's own may be, must not change what is kept
+                own = not type(layer).__module__.startswith("torch.nn.")
+                out = called(layer, y.clone() if getattr(layer, "inplace", own) else y)
                 self._kept.append((layer, y, out))
                 y = out
+        y = y.clone()  # so that nobody changes in place what is kept
         return y if torch.is_grad_enabled() else y.detach()
 
-    @torch.enable_grad()  # for the rules, which make graphs of their own, even if the caller is in no_grad
+    @torch.inference_mode(False)  # enables autograd, too: the rules make graphs of their own, whatever the caller wants
     def backward(self, grad_output, hess_output, gauss_newton=False):
         """Leave the gradient in .grad and the HesScale diagonal in .hess of every parameter that is trained.
 

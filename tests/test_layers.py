@@ -321,7 +321,7 @@ def test_hooks_see_the_forward_pass_alone(layer):
     layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
     out = net(torch.randn(3, 1, 4))
     net.backward(torch.ones_like(out), torch.ones_like(out))
-    assert len(seen) == 1 and seen[0] is out
+    assert len(seen) == 1 and torch.equal(seen[0], out)
 
 
 def test_a_last_layer_is_exact_where_the_losss_hessian_is_diagonal_though_a_kernel_has_several_positions():
@@ -643,6 +643,62 @@ def test_inference_mode_is_for_forward_passes_alone():
     net.requires_grad_(True)
     with pytest.raises(RuntimeError, match="it ran while all were frozen"):
         net.backward(torch.ones(4, 3), torch.ones(4, 3))
+
+
+def test_a_backward_pass_in_inference_mode_is_that_outside():
+    """Without a linear layer too, for which nothing else would ask autograd for the second derivative."""
+    for last in nn.Conv1d(2, 2, 2), nn.Sequential(nn.Flatten(), nn.Linear(8, 6)):
+        net = HesScale(nn.Sequential(nn.Conv1d(1, 2, 2), nn.Tanh(), last, nn.Flatten()))
+        net(torch.randn(3, 1, 5))
+        grad, hess = torch.randn(2, 3, 6)
+        net.backward(grad, hess)
+        expected = [(p.grad, p.hess) for p in net.parameters()]
+        with torch.inference_mode():
+            net.backward(grad.clone(), hess.clone())
+        for p, (p_grad, p_hess) in zip(net.parameters(), expected, strict=True):
+            assert torch.equal(p.grad, p_grad) and torch.equal(p.hess, p_hess)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_has_no_curvature_far_out(name, dtype):
+    """Where exp(x) overflows, and torch's own second derivative of Mish is NaN."""
+    net = HesScale(nn.Sequential(nn.Linear(1, 1), ACTIVATIONS[name][0])).to(dtype)
+    for x in -1000.0, 1000.0:
+        nn.init.zeros_(net.model[0].weight), nn.init.constant_(net.model[0].bias, x)
+        net(torch.ones(1, 1, dtype=dtype))
+        net.backward(torch.ones(1, 1), torch.zeros(1, 1))
+        assert abs(net.model[0].bias.hess) < 1e-6
+
+
+@pytest.mark.parametrize("forward", [torch.enable_grad, torch.no_grad])
+def test_what_is_done_with_the_output_does_not_change_what_is_kept(forward):
+    net, x = HesScale(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))), torch.randn(4, 2)
+    grad, hess = torch.randn(2, 4, 2)
+    net(x)
+    net.backward(grad, hess)
+    expected = [(p.grad, p.hess) for p in net.parameters()]
+    with forward():
+        net(x).mul_(2)
+    net.backward(grad, hess)
+    for p, (p_grad, p_hess) in zip(net.parameters(), expected, strict=True):
+        assert torch.equal(p.grad, p_grad) and torch.equal(p.hess, p_hess)
+
+
+def test_an_activation_of_the_readers_own_may_work_in_place(monkeypatch):
+    class InPlace(nn.Module):
+        def forward(self, x):
+            return x.tanh_()
+
+    monkeypatch.setitem(hesscale_layers.RULES, InPlace, hesscale_layers.elementwise)
+    diagonals = []
+    for activation in nn.Tanh(), InPlace():
+        torch.manual_seed(1)
+        net = HesScale(nn.Sequential(nn.Linear(2, 3), activation, nn.Linear(3, 2)))
+        _, grad, hess = cross_entropy_loss(net(torch.randn(4, 2)), torch.tensor([0, 1, 1, 0]))
+        net.backward(grad, hess)
+        diagonals.append(torch.cat([p.hess.flatten() for p in net.parameters()]))
+    torch.testing.assert_close(*diagonals)
 
 
 def test_a_reader_adds_a_rule(monkeypatch):

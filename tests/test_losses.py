@@ -109,6 +109,23 @@ def ppo_sample(ratio, advantage, kind):
     return ppo_loss(Gaussian(kind(mean), kind(log_std)), *map(kind, (actions, old, advantages.double())), CLIP)[:5]
 
 
+@pytest.mark.parametrize("bad", ["advantages", "old_log_probs", "minus infinity"])
+def test_what_is_not_a_number_leaves_no_derivative_that_is(kind, bad):
+    """Or an optimizer would go on, and train nothing."""
+    policy, actions = Gaussian(kind(torch.zeros(2, 2)), kind(torch.zeros(2))), 2 * kind(torch.ones(2, 2))
+    old, advantages = torch.zeros(2), torch.ones(2)
+    if bad == "old_log_probs":
+        old[0] = math.nan
+    else:
+        advantages[0] = math.nan if bad == "advantages" else -math.inf
+    with np.errstate(all="ignore"):
+        ours = ppo_loss(policy, actions, kind(old), kind(advantages), CLIP)
+    assert not math.isfinite(ours.loss)
+    for grad in ours.grad, ours.hess:
+        assert not torch.as_tensor(grad[0]).isfinite().any() and torch.as_tensor(grad[1]).all()
+    assert not torch.as_tensor(ours.hess_log_std).isfinite().any()
+
+
 @pytest.mark.parametrize("ratio, advantage", [(1.3, 1.0), (0.7, -1.0)])
 def test_clipped_samples_contribute_nothing(kind, ratio, advantage):
     for derivative in ppo_sample(ratio, advantage, kind)[1:]:
@@ -423,6 +440,32 @@ def test_numpy_and_torch_do_not_mix(mixed):
 
 def test_an_entropy_survives_a_probability_of_zero(kind):
     assert float(Softmax(kind(torch.tensor([[1e4, 0.0]]))).entropy()) == 0
+
+
+def test_a_logit_of_minus_infinity_forbids_an_action(kind):
+    """As a mask does: the others have the entropy, the divergence and the derivatives that they have without it."""
+    some, more, actions = (
+        torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(0)),
+        torch.randn(5, 2),
+        [0, 1] * 2,
+    )
+    masked = [torch.cat([logits, torch.full((5, 1), -math.inf)], 1) for logits in (*some, more)]
+    actions, advantages = torch.tensor([*actions, 0]), torch.randn(5)
+    expected = [Softmax(kind(logits)) for logits in (*some, more)]
+    ours = [Softmax(kind(logits)) for logits in masked]
+    close = lambda a, b: torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b))  # noqa: E731
+    close(ours[0].entropy(), expected[0].entropy())
+    close(ours[0].kl(ours[1]), expected[0].kl(expected[1]))
+    parts, rest = (
+        policy_gradient_loss(policy, kind(actions), kind(advantages), ent_coef=0.1) for policy in (ours[0], expected[0])
+    )
+    close(parts.loss, rest.loss)
+    for part, other in zip(parts[1:3], rest[1:3], strict=True):
+        close(part[:, :2], other)
+        assert not part[:, 2].any()
+    logits = masked[0].clone().requires_grad_()
+    Softmax(logits).entropy().backward()
+    assert logits.grad.isfinite().all()
 
 
 def test_a_softmax_of_samples_that_are_far_apart(kind):

@@ -223,6 +223,19 @@ def test_state_round_trips(name, how):
     assert other.name == name
 
 
+@pytest.mark.parametrize("name", ["sgd", "scaled-adahesscale"])
+def test_autograd_notices_a_step(name):
+    """A graph that was made before it would go back through the new values."""
+    a, b = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    optimizer, loss = make_optimizer(name, [a, b], lr=0.1), (a * b).sum()
+    hutchinson((a * b).sum(), [a, b])
+    for p in a, b:
+        p.hess.curvature = "HesScale"
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_parameters_rebound_after_the_optimizer_was_made_are_still_trained():
     """module.to() and two optimizers on one parameter rebind p.data; none of it may be lost."""
     ours, theirs = make_params(), make_params()
@@ -568,6 +581,14 @@ def test_hutchinsons_mean_is_the_exact_diagonal_and_its_gradient_exact():
     # one sample is z_i (Hz)_i, of second moment sum_j H_ij^2: hence the shorter steps of a scaled AdaHessian
     torch.testing.assert_close((samples**2).mean(0), (exact**2).sum(1), rtol=0.15, atol=1e-3)
     assert samples.std(0).max() > 0.01
+
+
+def test_hutchinson_leaves_a_gradient_of_its_own_to_each_parameter():
+    """Autograd gives both terms of a sum one tensor, which clipping would shorten twice."""
+    a, b = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    hutchinson(((a + b) ** 2).sum(), [a, b])
+    torch.nn.utils.clip_grad_norm_([a, b], 1.0)
+    close([a.grad, b.grad], [torch.full((2,), 0.5)] * 2, rtol=1e-5)
 
 
 def test_hutchinson_survives_a_gradient_that_is_constant():

@@ -334,6 +334,10 @@ def reload(net):
 
 MOVES = {
     "load_state_dict": lambda net: net.load_state_dict(make((4, (6, 5), 3), seed=5)[0].state_dict()) and net,
+    "load_state_dict(assign=True)": lambda net: (
+        nn.Sequential(net).load_state_dict(nn.Sequential(make((4, (6, 5), 3), seed=5)[0]).state_dict(), assign=True)
+        and net
+    ),
     "double": lambda net: net.float().double(),
     "to": lambda net: net._apply(torch.clone),  # what .to() does when it moves parameters to another device
     "deepcopy": copy.deepcopy,
@@ -434,6 +438,27 @@ def test_a_layer_with_other_parameters_is_refused(kind, change):
     for use in (lambda: net(kind(x)), lambda: net.flat):
         with pytest.raises(TypeError, match="a layer has no parameter 'weight': undo the parametrization or pruning"):
             use()
+
+
+@pytest.mark.parametrize("tie", ["layer", "weight"])
+def test_layers_that_share_a_parameter_are_refused(kind, tie):
+    """Each would have a place of its own in the vector, of which autograd and numpy would train one each."""
+    net, x, _ = make((4, (5, 5, 5), 3))
+    if tie == "layer":
+        net.layers[2] = net.layers[1]
+    else:
+        net.layers[2].weight = net.layers[1].weight
+    for use in (lambda: net(kind(x)) + net.backward(kind(x[:, :3]), kind(x[:, :3])), lambda: net.flat):
+        with pytest.raises(ValueError, match="a parameter is used twice: give each place in the network parameters"):
+            use()
+
+
+def test_a_copy_that_is_first_used_in_inference_mode_can_be_trained():
+    net = copy.deepcopy(make((4, (6, 5), 3))[0])
+    with torch.inference_mode():
+        net(np.ones((2, 4)))
+    net(torch.ones(2, 4).double()).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
 
 
 def test_a_functional_call_uses_the_parameters_that_it_is_given():
