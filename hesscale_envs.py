@@ -121,9 +121,10 @@ class NormalizedEnv:
         self.episode_return, self.episode_length = 0.0, 0
         try:
             if seed is not None:
-                for layer in _layers(self.env):
-                    layer.action_space.seed(seed)
-                    layer.observation_space.seed(seed)
+                # a wrapper may be the first with a space
+                for layer, name in itertools.product(_layers(self.env), ("action_space", "observation_space")):
+                    if isinstance(space := getattr(layer, name, None), gym.Space):
+                        space.seed(seed)
             returned = self.env.reset(seed=seed)
         except (Exception, SystemExit) as error:
             raise EnvironmentFailed(f"the environment raised in reset: {error!r}") from error
@@ -321,7 +322,7 @@ def warnings_of(args, env):
     if not env.discrete:
         low, high = (np.asarray(bound, np.float64).ravel() for bound in (env.action_space.low, env.action_space.high))
         share = np.array([_normal_cdf(b) - _normal_cdf(a) for a, b in zip(low, high, strict=True)])
-        far, wide = share < 0.1, (high - low > 100) & (np.maximum(-low, high) < 1e30)  # larger bounds mean none
+        far, wide = share < 0.1, (high - low > 100) & (np.maximum(-low, high) < 1e15)  # larger bounds mean none
         if (far | wide).any():
             i = int(np.argmax(far | wide))
             policy = "the policy starts at mean 0 and deviation 1"
@@ -421,18 +422,34 @@ def make_env(args, video_folder=None, video_trigger=None):
             finally:
                 del os.environ["MUJOCO_GL"]
                 os.environ |= before
-            return env if video_folder is None else fail_to_render(env_id, error)
+            with closed_if_it_fails([env]):
+                return env if video_folder is None else fail_to_render(env_id, error)
         cause = error.__cause__ or error  # gymnasium's text tells little more than Python's
         if isinstance(cause, ModuleNotFoundError) and re.split("[.:]", env_id)[0] == cause.name:
             fail(f"{flags}: {cause}; its folder must be in PYTHONPATH, as in PYTHONPATH=. python ...")
         module = sys.modules.get(env_id.partition(":")[0])
         if ":" in env_id and os.path.dirname(getattr(module, "__file__", None) or "") == SCRIPTS:
             fail(f"{flags}: scripts/ has a module of this name, too; give yours another name")
-        # a KeyError's text is the key alone
-        fail(f"{flags}: {repr(error) if isinstance(error, KeyError) else str(error) or repr(error)}")
+        # the text of a KeyError is the key alone, and that of a SystemExit its status
+        plain = not isinstance(error, (KeyError, SystemExit))
+        fail(f"{flags}: {(plain and str(error)) or repr(error)}")
+    with closed_if_it_fails([env]):
+        return _normalized(env, args, flags, kwargs, video_folder, video_trigger)
+
+
+SPACES = {}  # by id, those of all environments so far
+
+
+def _normalized(env, args, flags, kwargs, video_folder, video_trigger):
+    """Return the NormalizedEnv of an environment that `kwargs` have made, or end the program, as make_env does."""
+    env_id = args.env_id
     for layer, name in itertools.product(_layers(env), ("action_space", "observation_space")):
         if isinstance(space := inspect.getattr_static(layer, name, None), gym.Space):
-            setattr(layer, name, copy.deepcopy(space))  # or its seed would be that of all its class
+            # or its seed would be that of all its class; but its own may have a second name, by which it samples
+            if name not in getattr(layer, "__dict__", {}) or id(space) in SPACES:
+                setattr(layer, name, copy.deepcopy(space))
+            else:
+                SPACES[id(space)] = space
     actions, observations = getattr(env, "action_space", None), getattr(env, "observation_space", None)
     if not isinstance(actions, (gym.spaces.Box, gym.spaces.Discrete)):
         fail(f"--env-id {env_id} has the action space {actions}; supported: Box and Discrete")
@@ -451,20 +468,56 @@ def make_env(args, video_folder=None, video_trigger=None):
     if video_folder:
         video_folder = os.path.abspath(video_folder)
         with contextlib.chdir("."), random_states_kept():  # a run with videos is the same as one without
-            try:
-                env.reset()
-            except Exception as error:
-                fail(f"{flags}: the environment raised in reset: {error!r}")
+            try_to_render(env, kwargs, flags, env_id)
+        follow_body(getattr(env.unwrapped, "mujoco_renderer", None))
         try:
-            follow_body(getattr(env.unwrapped, "mujoco_renderer", None))
-            with warnings.catch_warnings():  # GLFW's, of which the error says as much
-                warnings.simplefilter("ignore")
-                env.render()
-            env = gym.wrappers.RecordVideo(env, video_folder, video_trigger)
+            env = Film(env, video_folder, video_trigger)
         except Exception as error:
             fail_to_render(env_id, error)
     time_limit = env.spec.max_episode_steps if getattr(args, "time_feature", False) else None
     return NormalizedEnv(env, args.gamma, args.norm_obs, args.norm_reward, time_limit)
+
+
+class Film(gym.wrappers.RecordVideo):
+    """gymnasium's recorder of videos; but an episode that can't be filmed is a warning, and ends no run."""
+
+    def _capture_frame(self):
+        self._or_warn(super()._capture_frame)
+
+    def stop_recording(self):
+        self._or_warn(super().stop_recording)
+
+    def _or_warn(self, do):
+        try:
+            do()
+        except Exception as error:
+            self.recording, self.recorded_frames = False, []
+            warn(f"--capture-video: {self._video_name}.mp4 can't be made: {' '.join(repr(error).split())}")
+
+
+def try_to_render(env, kwargs, flags, env_id):
+    """Render an environment that is made as `env`, or end the program with one line that says why it can't be."""
+    trial = env  # where no second one can be made
+    with contextlib.suppress(Exception, SystemExit), warnings.catch_warnings(), np.errstate():
+        warnings.simplefilter("ignore")
+        trial = gym.make(env_id, **kwargs)
+    try:
+        try:
+            trial.reset()
+        except Exception as error:
+            fail(f"{flags}: the environment raised in reset: {error!r}")
+        try:
+            with warnings.catch_warnings():  # GLFW's, of which the error says as much
+                warnings.simplefilter("ignore")
+                frame = trial.render()
+            if isinstance(frame, np.ndarray) and frame.ndim != 3:
+                raise ValueError(f"its frames have the shape {list(frame.shape)}, not [height, width, 3]")
+        except Exception as error:
+            fail_to_render(env_id, error)
+    finally:
+        if trial.unwrapped is not env.unwrapped:
+            with contextlib.suppress(Exception, SystemExit):
+                trial.close()
 
 
 def follow_body(renderer):
@@ -493,7 +546,7 @@ def fail_to_render(env_id, error):
         advice = f"without a display, set {advice}"
     else:
         advice = f"MUJOCO_GL={backend} must be egl, osmesa or glfw"
-    fail(f"--capture-video: {env_id} can't be rendered ({error}); {advice}")
+    fail(f"--capture-video: {env_id} can't be rendered ({str(error) or repr(error)}); {advice}")
 
 
 def is_one_object(args, env):
@@ -513,7 +566,8 @@ def closed_if_it_fails(envs):
         yield
     except BaseException:
         for env in envs:
-            env.close()
+            with contextlib.suppress(Exception, SystemExit):  # there is an error to tell already
+                env.close()
         raise
 
 
@@ -526,16 +580,21 @@ def make_envs(args, run_name):
         videos = new_folder(f"videos/{file_name(run_name)}") if args.capture_video else None
     except OSError as error:
         fail(f"--capture-video: the videos can't be written ({error}); run in another folder, or leave it out")
+    envs = []
     try:
-        with warnings.catch_warnings():  # the folder exists, but is empty
-            warnings.filterwarnings("ignore", ".*Overwriting existing videos")
-            envs = [make_env(args, videos if i == 0 else None) for i in range(args.num_envs)]
-        if len({id(env.env.unwrapped) for env in envs}) < len(envs):
-            fail(f"--num-envs {args.num_envs}: {args.env_id} is one object, however often it is made; leave it out")
-        if args.state_std and envs[0].discrete:
-            fail(f"--state-std: {args.env_id} has discrete actions, which have no standard deviation; leave it out")
-        if args.eval_interval and is_one_object(args, envs[0]):
-            fail(f"--eval-interval: {args.env_id} is one object, however often it is made; leave it out")
+        with closed_if_it_fails(envs):
+            with warnings.catch_warnings():  # the folder exists, but is empty
+                warnings.filterwarnings("ignore", ".*Overwriting existing videos")
+                for i in range(args.num_envs):
+                    envs.append(make_env(args, videos if i == 0 else None))
+            if len({id(env.env.unwrapped) for env in envs}) < len(envs):
+                fail(f"--num-envs {args.num_envs}: {args.env_id} is one object, however often it is made; leave it out")
+            if len({(env.obs_dim, env.action_dim, env.discrete) for env in envs}) > 1:
+                fail(f"--num-envs {args.num_envs}: {args.env_id} has other sizes each time it is made; leave it out")
+            if args.state_std and envs[0].discrete:
+                fail(f"--state-std: {args.env_id} has discrete actions, which have no standard deviation; leave it out")
+            if args.eval_interval and is_one_object(args, envs[0]):
+                fail(f"--eval-interval: {args.env_id} is one object, however often it is made; leave it out")
     except SystemExit:
         if videos:
             os.removedirs(videos)  # and videos/ if that is empty, too

@@ -32,7 +32,14 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from hesscale_envs import ActionNotFinite, EnvironmentFailed, make_env, play_episode, warnings_of
+from hesscale_envs import (
+    ActionNotFinite,
+    EnvironmentFailed,
+    closed_if_it_fails,
+    make_env,
+    play_episode,
+    warnings_of,
+)
 from hesscale_utils import (
     fail,
     file_name,
@@ -142,7 +149,9 @@ def tell_unsaved(env, envs):
     if not envs[0].told and (unsaved := env.unsaved()):
         envs[0].told = True
         with printing():
-            print(f"note: {unsaved}, which a checkpoint can't hold: --resume will begin a new episode")
+            print(
+                f"note: {' '.join(unsaved.split())}, which a checkpoint can't hold: --resume will begin a new episode"
+            )
 
 
 def get_state(agent, optimizers, envs, rng, **more):
@@ -202,10 +211,11 @@ def evaluate(args, agent, envs):
     with random_states_kept():
         env = make_env(args)
         env.freeze({"obs": envs[0].obs_rms.get_state()})
-        for episode in range(args.eval_episodes):
-            play_episode(agent, env, seed=args.seed + 10_000 + episode, max_steps=episode_limit(env) or ENDLESS)
-            returns.append(env.episode_return)
-            lengths.append(env.episode_length)
+        with closed_if_it_fails([env]):
+            for episode in range(args.eval_episodes):
+                play_episode(agent, env, seed=args.seed + 10_000 + episode, max_steps=episode_limit(env) or ENDLESS)
+                returns.append(env.episode_return)
+                lengths.append(env.episode_length)
         env.close()
     return {"eval/episodic_return": np.mean(returns), "eval/episodic_length": np.mean(lengths)}
 

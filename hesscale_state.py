@@ -84,7 +84,11 @@ def restore(saved, env):
 
 def _kind(value):
     """Return "contents" for what stays the object that it is, "drawn" for what is left alone too, None for the rest."""
-    if isinstance(value, (gym.Env, gym.Space)) or type(value).__name__ in ("MjData", "MjModel"):
+    if isinstance(value, (gym.Env, gym.Space)):
+        return "contents"
+    if type(value).__name__ in ("MjData", "MjModel"):
+        if type(value).__module__.split(".")[0] != "mujoco":  # dm_control wraps them
+            raise CannotSave(f"the {type(value).__module__}.{type(value).__name__} is not MuJoCo's own")
         return "contents"
     if isinstance(value, np.ndarray):  # of a simulator's own memory
         return "contents" if type(_root(value).base).__name__ == "PyCapsule" else None
@@ -234,6 +238,10 @@ class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, value):
         if type(value) is io.TextIOWrapper and value not in (sys.stdout, sys.stderr):
             raise CannotSave("an open file")  # cloudpickle would save a copy of what it holds, which reaches no disk
+        if isinstance(value, weakref.finalize):  # as tempfile.TemporaryDirectory has
+            raise CannotSave("what is cleaned up with this process")
+        if hasattr(type(value), "__del__") and not isinstance(value, io.IOBase):
+            raise CannotSave("what cleans up when it goes, as a copy would at once")  # a pipe, or a physics client
         if isinstance(value, torch.Generator):
             return _torch_generator, (value.get_state(),)
         if isinstance(value, torch.storage.TypedStorage):  # each tensor has another one of the storage that they share

@@ -359,7 +359,7 @@ def main(args):
     # (Algorithm 3); AdaHessian's derivatives are autograd's, of the parameters one by one
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     sizes = envs[0].obs_dim, envs[0].action_dim, envs[0].discrete
-    agent = Agent(*sizes, args.state_std, args.orthogonal_init).to(device)
+    agent = Agent(*sizes, args.state_std, args.orthogonal_init).to(device, torch.float32)
     agent.to_net = make_to_net(device)
     options = dict(lr=args.learning_rate, betas=args.betas, eps=args.eps, delta=args.delta)
     by_autograd = "adahessian" in args.optimizer

@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from hesscale_envs import EnvironmentFailed, make_env, play_episode
+from hesscale_envs import EnvironmentFailed, closed_if_it_fails, make_env, play_episode
 from hesscale_run import load_model, seed_everything
 from hesscale_utils import check_extras, fail, limit_threads, new_folder, parse_args, quiet_end
 from ppo_hesscale import Agent  # a2c_hesscale.py's is the same
@@ -101,10 +101,17 @@ def play(args, model, videos):
     warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # gymnasium's, of any folder that is there
     rng = seed_everything(args.seed, True)  # the global generators as well, from which environments may draw
     env = make_env(options, videos, video_trigger=lambda episode: True)
+    with closed_if_it_fails([env]):
+        play_episodes(args, model, env, env_id, rng, trained_on, videos)
+
+
+def play_episodes(args, model, env, env_id, rng, trained_on, videos):
+    """Play the episodes in `env` with the agent, whose actor has the sizes `trained_on`."""
+    parameters = model["agent"]
     found = env.obs_dim, env.action_dim, env.discrete
     if found != trained_on:
         fail(f"--env-id {env_id} has {describe(*found)}, but the agent was trained on {describe(*trained_on)}")
-    agent = Agent(*found, model["state_std"])
+    agent = Agent(*found, model["state_std"]).float()  # whatever torch's default is since the environment was made
     shapes, wanted = ({k: [*p.shape] for k, p in state.items()} for state in (parameters, agent.state_dict()))
     for name in [name for name in shapes | wanted if shapes.get(name) != wanted.get(name)]:
         sizes = f"{name} {shapes.get(name, 'missing')} instead of {wanted.get(name, 'none')}"

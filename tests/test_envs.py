@@ -23,7 +23,7 @@ from gymnasium.utils import EzPickle
 from test_agents import AGENTS
 from test_runs import args_of as command_line
 from test_runs import evaluate, line, only_run, outcome, play, run, status
-from toy_envs import Film, Slots, Toggle
+from toy_envs import Counted, Film, Slots, Toggle
 
 import hesscale_envs
 import hesscale_run
@@ -353,6 +353,136 @@ def test_what_an_environment_changes_as_it_is_made_is_put_back(tmp_path, monkeyp
     assert os.getcwd() == str(tmp_path) and np.geterr() == before
 
 
+def error_of(function, *args):
+    with pytest.raises(SystemExit) as end:
+        function(*args)
+    return line(str(end.value)).removeprefix("error: ")
+
+
+def test_whatever_fails_leaves_no_environment_open(tmp_path, monkeypatch):
+    """Or a thread of one would keep the program from ending."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Counted, "opened", [])
+    made = dict(num_envs=1, capture_video=False)
+    for kind, flags, message in (
+        ("many", {}, "--env-id toy_envs:Counted-v0 has the action space MultiDiscrete([2 2])"),
+        ("discrete", dict(state_std=True), "--state-std: toy_envs:Counted-v0 has discrete actions"),
+        ("once", dict(num_envs=2), "--env-id toy_envs:Counted-v0 --env-kwargs kind=once: the port is in use"),
+        ("grows", dict(num_envs=2), "--num-envs 2: toy_envs:Counted-v0 has other sizes each time it is made; leave"),
+        (
+            "grey",
+            dict(capture_video=True),
+            "--capture-video: toy_envs:Counted-v0 can't be rendered (its frames have the",
+        ),
+    ):
+        args = args_of("toy_envs:Counted-v0", env_kwargs=f"kind={kind}", **made | flags)
+        assert error_of(make_envs, args, "a_run").startswith(message) and not Counted.opened
+    args = args_of("toy_envs:Counted-v0", env_kwargs="kind=raises", seed=1, eval_episodes=1)
+    frozen = SimpleNamespace(obs_rms=SimpleNamespace(get_state=hesscale_envs.RunningMeanStd(1).get_state))
+    agent = SimpleNamespace(act=lambda obs, noise: np.zeros((1, 1), np.float32))
+    with pytest.raises(EnvironmentFailed, match="gone"):
+        hesscale_run.evaluate(args, agent, [frozen])
+    assert not Counted.opened and not list(tmp_path.iterdir())
+
+
+def test_an_environment_that_fails_as_it_is_played_is_closed(tmp_path, monkeypatch):
+    monkeypatch.setattr(Counted, "opened", [])
+    flags = "--env-id toy_envs:Counted-v0 --num-steps 64 --total-timesteps 64 --optimizer adam --save-model".split()
+    assert run(tmp_path, "a2c", *flags)[0] == 0 and not Counted.opened
+    folder = only_run(tmp_path)
+    for more, message in (
+        (["--env-kwargs", "kind=raises"], "the environment raised in step: RuntimeError('gone')"),
+        (["--env-kwargs", "kind=discrete"], "--env-id toy_envs:Counted-v0 has "),
+    ):
+        code, _, err = evaluate(tmp_path, folder, *more)
+        assert code == 1 and line(err).startswith(f"error: {message}") and not Counted.opened
+
+
+@pytest.mark.parametrize("kind", ["plain", "once"])
+def test_videos_do_not_change_what_is_filmed(tmp_path, monkeypatch, kind):
+    """Rendering is tried with another environment: a reset more would be one that this one counts."""
+    monkeypatch.setattr(Counted, "opened", [])
+    rewards = []
+    for folder in None, tmp_path / "videos":
+        env = make_env(args_of("toy_envs:Counted-v0", norm_reward=False, env_kwargs=f"kind={kind}"), folder)
+        env.reset(seed=1)
+        rewards.append([env.step(np.zeros(1, np.float32))[1] for _ in range(3)])
+        assert Counted.opened == [env.env.unwrapped]
+        env.close()
+    assert (rewards[0] == rewards[1]) == (
+        kind == "plain"
+    )  # of what there can't be two, none can be tried without a reset
+    assert list(tmp_path.glob("videos/*.mp4"))
+
+
+def test_an_episode_that_can_not_be_filmed_ends_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Counted, "opened", [])
+    flags = "--env-id toy_envs:Counted-v0 --num-steps 64 --total-timesteps 128 --optimizer adam --capture-video".split()
+    code, _, err = run(tmp_path, "a2c", *flags, "--env-kwargs", "kind=changing")
+    assert code == 0 and status(only_run(tmp_path))["state"] == "finished"
+    told = [text for text in err.splitlines() if "--capture-video: rl-video-episode-0.mp4 can't be made: " in text]
+    assert len(told) == 1 and "same size" in told[0]
+
+
+@pytest.mark.parametrize("kind", ["handle", "pipe", "folder"])
+def test_what_cleans_up_when_it_goes_is_not_copied(tmp_path, kind):
+    """A checkpoint on trial would be gone at once, and take what the environment needs along."""
+    flags = "--env-id toy_envs:Handles-v0 --num-steps 64 --total-timesteps 128 --checkpoint-interval 64".split()
+    code, out, err = run(tmp_path, "a2c", *flags, "--env-kwargs", f"kind={kind}", "--optimizer", "adam")
+    assert code == 0, err
+    what = {"handle": "handle is a Handle", "pipe": "pipe is a tuple", "folder": "folder is a TemporaryDirectory"}[kind]
+    assert f"note: Handles.{what} (what " in out and "which a checkpoint can't hold" in out
+
+
+def test_a_simulator_that_only_looks_like_mujocos_is_named(tmp_path):
+    flags = "--env-id toy_envs:Wraps-v0 --num-steps 64 --total-timesteps 64 --optimizer adam".split()
+    code, out, _ = run(tmp_path, "a2c", *flags)
+    assert code == 0 and "note: the toy_envs.MjModel is not MuJoCo's own, which a checkpoint can't hold" in out
+
+
+def test_a_wrapper_may_be_the_first_to_have_a_space():
+    env = make_env(args_of("toy_envs:SaysWhat-v0"))
+    assert env.reset(seed=1).shape == (1,)
+
+
+def test_an_environment_may_know_its_space_by_another_name():
+    draws = []
+    for _ in range(3):
+        env = make_env(args_of("toy_envs:Goals-v0", norm_obs=False))
+        env.env.unwrapped.goals.sample()
+        draws.append(env.reset(seed=1).tolist())
+    assert draws[0] == draws[1] == draws[2]
+
+
+def test_a_space_of_the_module_is_not_one_for_all_environments(monkeypatch):
+    one = spaces.Box(-1, 1, (1,), np.float32)
+    monkeypatch.setattr(Toggle, "__init__", lambda self: setattr(self, "action_space", one))
+    envs = [make_env(args_of("toy_envs:Toggle-v0")) for _ in range(3)]
+    assert len({id(env.env.unwrapped.action_space) for env in envs}) == 3
+
+
+def test_torchs_default_dtype_is_the_environments_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        Toggle, "__init__", lambda self: torch.set_default_dtype(torch.float64) or setattr(self, "terminates", False)
+    )
+    flags = "--env-id toy_envs:Toggle-v0 --num-steps 64 --total-timesteps 64 --save-model".split()
+    try:
+        for agent in AGENTS:
+            torch.set_default_dtype(torch.float32)
+            code, _, err = run(tmp_path, agent, *flags, "--exp-name", agent)
+            assert code == 0, err
+            torch.set_default_dtype(torch.float32)
+            (folder,) = tmp_path.glob(f"runs/*__{agent}__*")
+            assert evaluate(tmp_path, folder, "--episodes", 1)[0] == 0
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_module_that_ends_as_it_is_imported_is_named(monkeypatch):
+    monkeypatch.setattr(Toggle, "__init__", mock.Mock(side_effect=SystemExit(2)))
+    assert error_of(make_env, args_of("toy_envs:Toggle-v0")) == "--env-id toy_envs:Toggle-v0: SystemExit(2)"
+
+
 def test_a_module_that_scripts_hides_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "grid", SimpleNamespace(__file__=f"{ROOT}/scripts/grid.py"))
     with pytest.raises(SystemExit, match=r"^error: --env-id grid:World-v0: scripts/ has a module of this name, too;"):
@@ -388,7 +518,9 @@ def test_to_ask_whether_an_environment_is_one_object_draws_nothing(monkeypatch):
 
 def test_a_standard_deviation_that_there_can_not_be_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hesscale_envs.make_env", lambda *args: SimpleNamespace(discrete=True, env=Toggle()))
+    monkeypatch.setattr(
+        "hesscale_envs.make_env", lambda *args: SimpleNamespace(discrete=True, env=Toggle(), obs_dim=1, action_dim=2)
+    )
     with pytest.raises(SystemExit, match=r"^error: --state-std: Film-v0 has discrete actions"):
         make_envs(args_of("Film-v0", num_envs=1, capture_video=True, state_std=True), "a_run")
     assert not list(tmp_path.iterdir())
@@ -409,7 +541,7 @@ def test_a_seed_is_the_spaces_too(monkeypatch):
     [
         (-1, 1, False), (-0.4, 0.4, False), (0, 1, False), (-10, 10, False), (-np.inf, np.inf, False),
         (0, np.inf, False), (-3.4e38, 3.4e38, False), (5, 9, True), (-9, -5, True), (5, np.inf, True),
-        (-5e-4, 5e-4, True), (-500, 500, True), (0, 1000, True),
+        (-5e-4, 5e-4, True), (-500, 500, True), (0, 1000, True), (-9.2e18, 9.2e18, False),
     ],
 )  # fmt: skip
 def test_actions_that_a_new_policy_hardly_draws_are_warned_of(low, high, warned):

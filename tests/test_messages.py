@@ -319,7 +319,7 @@ def test_cuda_asks_for_a_gpu(agent, monkeypatch, tmp_path):
     class Moved(Exception):
         pass
 
-    def to(self, device):
+    def to(self, device, dtype):
         raise Moved(device)
 
     monkeypatch.chdir(tmp_path)

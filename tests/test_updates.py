@@ -776,7 +776,7 @@ def test_a_run_is_the_literal_agents(agent, policy, flags, tmp_path, monkeypatch
     """main from the seed to the saved model: its figures, its episodes and its parameters, but in float64."""
     module, (make_agent, start) = AGENTS[agent], (AGENTS[agent].Agent, AGENTS[agent].start)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "Agent", lambda *args: make_agent(*args).double())
+    monkeypatch.setattr(module, "Agent", type("Agent", (make_agent,), {"to": lambda self, *args: self.double()}))
     monkeypatch.setattr(module, "start", lambda *args: start(*args).astype(np.float64))
     defaults = dict(num_envs=2, num_steps=30, total_timesteps=200, num_minibatches=4, update_epochs=2)
     args = module.Args(**((defaults if agent == "ppo" else {}) | POLICIES[policy] | flags), save_model=True)

@@ -5,8 +5,10 @@ import dataclasses
 import datetime
 import enum
 import functools
+import multiprocessing
 import os
 import random
+import tempfile
 import threading
 import time
 from collections import OrderedDict, defaultdict, deque
@@ -477,6 +479,117 @@ class Laid(Toggle):
         Laid.closed += 1
 
 
+class Handle:
+    """A connection that a copy of it closes when it goes, as pybullet's client."""
+
+    closed = False
+
+    def __del__(self):
+        Handle.closed = True
+
+
+class Handles(Toggle):
+    """Needs in each step what is not its own alone: a connection, the end of a pipe, or a temporary folder."""
+
+    def __init__(self, kind="handle"):
+        super().__init__()
+        if kind == "handle":
+            self.handle, Handle.closed = Handle(), False
+        elif kind == "pipe":
+            self.pipe = multiprocessing.Pipe()
+        else:
+            self.folder = tempfile.TemporaryDirectory()
+
+    def step(self, action):
+        if hasattr(self, "handle") and Handle.closed:
+            raise ConnectionError
+        if hasattr(self, "pipe"):
+            self.pipe[0].send(0)
+            self.pipe[1].recv()
+        if hasattr(self, "folder"):
+            open(f"{self.folder.name}/file", "w").close()
+        return super().step(action)
+
+
+class Counted(Film):
+    """Knows of all that are open; counts its resets and pays their number."""
+
+    opened = []  # noqa: RUF012
+
+    def __init__(self, kind="plain", **kwargs):
+        super().__init__(**kwargs)
+        self.kind, self.resets = kind, 0
+        if kind == "many":
+            self.action_space = gym.spaces.MultiDiscrete([2, 2])
+        elif kind == "discrete":
+            self.action_space = gym.spaces.Discrete(2)
+        elif kind == "grows":
+            self.observation_space = gym.spaces.Box(-1, 1, (1 + len(self.opened),), np.float32)
+        elif kind == "once" and self.opened:
+            raise OSError("the port is in use")
+        self.opened.append(self)
+
+    def reset(self, **kwargs):
+        self.resets += 1
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        if self.kind == "raises":
+            raise RuntimeError("gone")
+        obs, _, *rest = super().step(action)
+        return obs, float(self.resets), *rest
+
+    def render(self):
+        if self.kind == "changing":
+            return np.zeros((16 + 2 * self.steps, 16, 3), np.uint8)
+        return np.zeros((16, 16), np.uint8) if self.kind == "grey" else super().render()
+
+    def close(self):
+        self.opened.remove(self)
+
+
+class Goals(Toggle):
+    """Samples from a space of its own by another name than the one that everybody knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.goals = gym.spaces.Box(-1, 1, (2,), np.float32)
+        self.observation_space = gym.spaces.Dict(goal=self.goals)
+
+    def _obs(self):
+        return {"goal": self.goals.sample()}
+
+
+class Spaceless(Toggle):
+    """Leaves it to a wrapper to say what is observed."""
+
+    observation_space = None
+
+
+class SaysWhat(gym.ObservationWrapper):
+    def __init__(self):
+        super().__init__(Spaceless())
+        self.observation_space = Toggle.observation_space
+
+    def observation(self, obs):
+        return obs
+
+
+class MjModel:
+    """Called as one of MuJoCo's, as dm_control's is."""
+
+
+class Wraps(Toggle):
+    def __init__(self):
+        super().__init__()
+        self.model = MjModel()
+
+
+gym.register("Handles-v0", Handles, max_episode_steps=3)
+gym.register("Counted-v0", Counted, max_episode_steps=3)
+gym.register("Goals-v0", Goals, max_episode_steps=3)
+gym.register("SaysWhat-v0", SaysWhat, max_episode_steps=3)
+gym.register("Wraps-v0", Wraps, max_episode_steps=3)
 gym.register("Laid-v0", Laid, max_episode_steps=3)
 gym.register("Meddles-v0", Meddles, max_episode_steps=3)
 gym.register("Toggle-v0", Toggle, max_episode_steps=3)
