@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 import hesscale_state
-from hesscale_utils import fail, file_name, from_plain, new_folder, random_states_kept, to_plain, warn
+from hesscale_utils import fail, file_name, from_plain, new_folder, printing, random_states_kept, to_plain, warn
 
 SCRIPTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "scripts")  # the programs there import from it
 
@@ -262,7 +262,8 @@ class NormalizedEnv:
         self.return_rms.set_state(state["statistics"]["return"])
         self.discounted_return = state["discounted_return"]
         if problem is not None:
-            print(f"note: the environment's state {problem}, so a new episode begins")
+            with printing():
+                print(f"note: the environment's state {problem}, so a new episode begins")
             return self.reset(seed)
         self.episode_return, self.episode_length = state["episode"]
         self.obs = from_plain(state["obs"])

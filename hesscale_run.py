@@ -295,8 +295,10 @@ def read_status(folder):
         needed = {"state", "step", "script", "args", "versions", "start", "resumed_at"}
         if not isinstance(status, dict) or not needed <= status.keys():
             return None
-        if isinstance(status["args"], dict):  # JSON has no tuples
-            status["args"] = {name: tuple(v) if isinstance(v, list) else v for name, v in status["args"].items()}
+        if not isinstance(status["args"], dict) or not isinstance(status["step"], int):
+            return None
+        # JSON has no tuples
+        status["args"] = {name: tuple(v) if isinstance(v, list) else v for name, v in status["args"].items()}
         return status
     except (OSError, ValueError):
         return None
@@ -507,11 +509,14 @@ def load_checkpoint(args, learning_rates):
     """
     if args.resume is None:
         return None
-    folder = find_run(args, learning_rates) if args.resume == "auto" else args.resume.rstrip("/" + os.sep)
+    folder = (
+        find_run(args, learning_rates) if args.resume == "auto" else args.resume.rstrip("/" + os.sep) or args.resume
+    )
     if folder is None:
-        print("--resume auto: no such run to go on with, so this is a new one")
+        with printing():
+            print("--resume auto: no such run to go on with, so this is a new one")
         return None
-    status, script = read_status(folder), script_of(args)
+    status, script = read_status(folder) if folder else None, script_of(args)
     if status is None:
         fail(f"--resume {args.resume or repr('')}: is not a run's folder, for it has no readable status.json")
     if status["state"] in ("finished", "diverged"):
@@ -521,10 +526,11 @@ def load_checkpoint(args, learning_rates):
     try:
         checkpoint = read_checkpoint(folder)
     except ValueError as error:
-        fail(f"--resume {folder}: {error}; start the run anew, without --resume")
+        fail(f"--resume {folder}: {error}; move that folder away, and start the run anew")
     if checkpoint["format"] != CHECKPOINT_FORMAT:
         written = f"commit {status.get('commit')} wrote its checkpoint in format {checkpoint['format']}"
-        fail(f"--resume {folder}: {written}, this one reads format {CHECKPOINT_FORMAT}; use that commit")
+        remedy = f"this one reads format {CHECKPOINT_FORMAT}; use that commit, or move the folder away"
+        fail(f"--resume {folder}: {written}, {remedy}")
     for package, version in status["versions"].items():
         if versions()[package] != version:
             warn(f"{package} was {version} and is {versions()[package]}: the run may end differently")
@@ -714,7 +720,7 @@ class Run:
     def _start_wandb(self):
         import wandb
 
-        name = os.path.basename(self.folder)
+        name = os.path.basename(self.path)  # not of --resume .
         try:
             wandb.init(
                 project=self.args.wandb_project_name,

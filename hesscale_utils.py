@@ -2,6 +2,7 @@
 
 import contextlib
 import decimal
+import errno
 import importlib.util
 import io
 import itertools
@@ -78,6 +79,11 @@ def quiet_end():
     except BrokenPipeError:  # of `| head`
         _print_to_nowhere("stdout")  # or it fails again
         sys.exit(141)
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):  # not of the output
+            raise
+        _print_to_nowhere("stdout")
+        fail(f"the output can't be written ({error})")
 
 
 def make_rng(seed):
@@ -262,7 +268,8 @@ def check_args(args):
             fail(f"--reset-step: {args.optimizer}'s trust region would shrink by its bias correction; leave one out")
     check(lambda n: 0 <= n < 2**32, "must be in [0, 2^32)", "seed")
     check(lambda n: n >= 0, "must be at least 0, which turns checkpoints off", "checkpoint_interval")
-    check(lambda name: name.isprintable(), "has characters that can't be printed", "env_id", "exp_name")
+    texts = "env_id", "exp_name", "wandb_project_name", "wandb_entity"
+    check(lambda name: name.isprintable(), "has characters that can't be printed", *texts)
     check(bool, "must not be empty", "env_id")
     if args.critic_ggn and (args.optimizer in ("sgd", "adam") or "adahessian" in args.optimizer):
         fail(f"--critic-ggn: {args.optimizer} does not use HesScale's diagonal, which this replaces; leave it out")
@@ -273,7 +280,9 @@ def check_args(args):
     check(lambda name: "tfevents" not in name, "TensorBoard would take the run's folder for a file", "exp_name")
     longest = max("env_id", "exp_name", key=lambda name: len(getattr(args, name)))
     length = len(f"{args.env_id}__{args.exp_name}__{args.optimizer}__{args.seed}__".encode())
-    check(lambda name: length <= 235, f"is too long: it names a folder, whose name is {length} bytes long", longest)
+    # of 255; the time comes after it, and W&B puts the time and more before it
+    most = 217 if args.track else 235
+    check(lambda name: length <= most, f"is too long: it names a folder, whose name is {length} bytes long", longest)
     rollout, larger = args.num_envs * args.num_steps, max("num_steps", "num_envs", key=lambda name: getattr(args, name))
     check(lambda n: rollout <= 1e8, f"num_envs * num_steps = {rollout:,} steps don't fit in memory", larger)
     check(lambda n: n >= rollout, f"is less than one rollout, num_envs * num_steps = {rollout}", "total_timesteps")

@@ -41,8 +41,11 @@ def write_archive(path, rows):
         evaluations=[json.dumps({step: float(number(x)) for step, x in e.items()}) for e in rows["evaluations"]],
     )
     rows.to_csv(text, index=False, float_format="%.6g", compression={"method": "gzip", "mtime": 0})
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    write_atomically(path, text.getvalue())
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write_atomically(path, text.getvalue())
+    except OSError as error:
+        fail(f"{path}: can't be written ({error}); what was there is as it was")
 
 
 @dataclass

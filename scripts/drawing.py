@@ -1,10 +1,12 @@
 """How results are drawn and written: colours, panels, legends, files. Experiments and benchmarks use it too."""
 
 import io
+import itertools
 import math
 import os
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -55,20 +57,30 @@ def label(name):
     return name.upper() if name in ("ppo", "a2c") else ", ".join([STYLES.get(optimizer, (optimizer,))[0], *flags])
 
 
+def shown(name, width=1000):
+    """Return the label of an agent or a series for a picture, in lines of so many characters."""
+    return textwrap.fill(label(name).replace("$", r"\$"), max(12, width), break_on_hyphens=False)
+
+
 def order(name):
     """Return the key that sorts series as STYLES has them, and then by the numbers of their other flags."""
     optimizer, *flags = name.split(", ")
-    numbers = [float(number) for number in re.findall(r"-?\d[\d.]*(?:e-?\d+)?", " ".join(flags))]
+    numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?", " ".join(flags))]
     return [*STYLES, optimizer].index(optimizer), numbers, flags
 
 
 def looks(series):
     """Return how each series is drawn, {series: options of plot}, in their order."""
-    found, others = {}, iter(OTHERS * len(series))
+    found, others = {}, 0
     for name in sorted({*series}, key=order):
-        color, marker = STYLES[name][1::2] if name in STYLES else next(others)
-        face = "white" if name.startswith("scaled-") else color
-        line = STYLES[name][2] if name in STYLES else (0, (4, 1, 1, 1))
+        if name in STYLES:
+            _, color, line, marker = STYLES[name]
+            face = "white" if name.startswith("scaled-") else color
+        else:
+            (color, marker), rounds = OTHERS[others % len(OTHERS)], others // len(OTHERS)
+            line = [(0, (4, 1, 1, 1)), "-", (0, (1, 1)), (0, (6, 2))][rounds % 4]
+            face = "white" if (rounds % 2 == 1) != name.startswith("scaled-") else color
+            others += 1
         found[name] = dict(color=color, linestyle=line, marker=marker, markerfacecolor=face)
     return found
 
@@ -83,7 +95,8 @@ def panels(rows, columns=4):
     for axis in grid.flat[len(keys) :]:
         axis.set_visible(False)
     for (agent, env_id), axis in zip(keys, grid.flat, strict=False):
-        axis.set_title(f"{label(agent)}, {env_id}".replace("all, score", "all environments"))
+        title = f"{shown(agent)}, {env_id}".replace("all, score", "all environments").replace("$", r"\$")
+        axis.set_title(textwrap.fill(title, min(45, int(size[0] / columns / 0.055))))
     return figure, dict(zip(keys, grid.flat, strict=False))
 
 
@@ -93,19 +106,23 @@ def numbers_of_runs(rows):
     numbers = {s: "\N{EN DASH}".join(map(str, sorted({*map(int, runs.loc[s])}))) for s in looks(rows["series"])}
     same = len({*numbers.values()}) == 1
     names = {series: label(series) + f" (n = {number})" * (not same) for series, number in numbers.items()}
+    names = {series: name.replace("$", r"\$") for series, name in names.items()}
     return names, f"n = {next(iter(numbers.values()))}" * same
 
 
 def add_legend(figure, rows, note):
     """Put the series, their numbers of runs and a note above the panels."""
     styles, (names, same) = looks(rows["series"]), numbers_of_runs(rows)
-    handles = [Line2D([], [], label=names[series], **style) for series, style in styles.items()]
-    per_line = max(1, int(figure.get_figwidth() / (0.5 + 0.053 * max(map(len, names.values())))))
+    width = figure.get_figwidth()
+    names = {series: textwrap.wrap(name, int((width - 0.7) / 0.053)) for series, name in names.items()}
+    handles = [Line2D([], [], label="\n".join(names[series]), **style) for series, style in styles.items()]
+    per_line = max(1, int(width / (0.5 + 0.053 * max(len(line) for name in names.values() for line in name))))
     lines = math.ceil(len(handles) / per_line)
-    figure.set_figheight(figure.get_figheight() + 0.15 * (lines + 2))
+    title = textwrap.wrap(f"{same}; {note}" if same else note, int(width / 0.05))
+    height = lines * max(map(len, names.values())) + len(title) + 1
+    figure.set_figheight(figure.get_figheight() + 0.15 * height)
     options = dict(ncols=math.ceil(len(handles) / lines), handlelength=2.6, columnspacing=1.4)
-    title = f"{same}; {note}" if same else note
-    figure.legend(handles=handles, loc="outside upper center", title=title, **options)
+    figure.legend(handles=handles, loc="outside upper center", title="\n".join(title), **options)
 
 
 def error_bar(axis, x, y, low, high, sideways=False, **style):
@@ -140,7 +157,8 @@ def draw_curves(rows, baseline):
     for (agent, env_id, series), curve in rows.groupby(["agent", "env_id", "series"], sort=False):
         axis, style, place = axes[agent, env_id], styles[series], list(styles).index(series)
         opacity = 0.06 if curve["runs"].max() < 5 else 0.16  # t intervals of a few runs would hide the means
-        line_and_band(axis, curve["step"] / unit, curve, opacity, markevery=(3 + 4 * place % 20, 20), **style)
+        every = (3 + 4 * place % 20, 20) if len(curve) > 20 else 1
+        line_and_band(axis, curve["step"] / unit, curve, opacity, markevery=every, **style)
         axis.locator_params(nbins=4)
     for key, part in rows.groupby(["agent", "env_id"]):
         limit(axes[key], part["value"])
@@ -153,10 +171,13 @@ def draw_curves(rows, baseline):
 def draw_step_sizes(rows, baseline):
     figure, axes = panels(rows)
     styles = looks(rows["series"])
+    step_sizes = sorted({*rows["learning_rate"]})
+    ratio = min((b / a for a, b in itertools.pairwise(step_sizes)), default=10)
     for (agent, env_id, series), part in rows.groupby(["agent", "env_id", "series"], sort=False):
         axis, style, place = axes[agent, env_id], styles[series], list(styles).index(series)
         axis.plot(part["learning_rate"], part["value"], **style | {"marker": ""})
-        beside = 1.06 ** (place - len(styles) // 2)  # or the intervals at a step size would hide one another
+        # or the intervals at a step size would hide one another; but all within a third of the way to the next one
+        beside = min(1.06, ratio ** (1 / 3 / len(styles))) ** (place - len(styles) // 2)
         # t intervals of a few runs are long, and would hide the means
         faint = {"ecolor": (style["color"], 0.35)} if part["runs"].max() < 5 else {}
         x, interval = part["learning_rate"] * beside, (part["value_low"], part["value_high"])
@@ -166,6 +187,10 @@ def draw_step_sizes(rows, baseline):
     for key, part in rows.groupby(["agent", "env_id"]):
         limit(axes[key], [-0.1, 1, *part["value"]])
         axes[key].set_xscale("log")
+        if step_sizes[-1] < 10 * step_sizes[0]:  # where matplotlib's own labels run into one another
+            ticks = step_sizes[:: math.ceil(len(step_sizes) / 4)]
+            axes[key].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes[key].xaxis.set_minor_formatter("")
     note = r"; $\times$: some runs diverged, and count as 0" * bool((rows["diverged"] > 0).any())
     figure.supxlabel("step size")
     figure.supylabel("score")
@@ -188,10 +213,12 @@ def draw_sensitivity(rows, baseline):
 
 
 def draw_aggregate(rows, baseline):
-    styles, number = looks(rows["series"]), rows.groupby("agent")["series"].nunique()
-    heights = (0.16 * number + 0.6).clip(lower=1.3)
+    styles = looks(rows["series"])
+    wrap = lambda name: textwrap.fill(name, 50)  # noqa: E731
+    lines = rows.groupby("agent")["series"].agg(lambda all: sum(math.ceil(len(label(s)) / 42) for s in {*all}))
+    heights = (0.16 * lines + 0.6).clip(lower=1.3)
     shape = dict(width_ratios=[1, 1, 1.3], height_ratios=heights)
-    figure, grid = plt.subplots(len(number), 3, figsize=(TEXT_WIDTH, sum(heights) + 0.3), squeeze=False, **shape)
+    figure, grid = plt.subplots(len(lines), 3, figsize=(TEXT_WIDTH, sum(heights) + 0.3), squeeze=False, **shape)
     for (agent, of_agent), axes in zip(rows.groupby("agent"), grid, strict=True):
         names, same = numbers_of_runs(of_agent)
         opacity = 0.16 if len(names) < 6 else 0  # the bands of many would hide their lines
@@ -203,13 +230,14 @@ def draw_aggregate(rows, baseline):
                 axis = axes[0 if quantity == "interquartile mean" else 1]
                 error_bar(axis, place, part["value"], part["value_low"], part["value_high"], sideways=True, **style)
         for axis in axes[:2]:
-            axis.set(yticks=range(len(names)), yticklabels=names.values(), ylim=(len(names) - 0.5, -0.5))
+            axis.set(yticks=range(len(names)), yticklabels=map(wrap, names.values()), ylim=(len(names) - 0.5, -0.5))
         axes[0].set(title=label(agent) + f", {same}" * bool(same), xlabel="interquartile mean score")
-        axes[1].set(xlim=(-0.05, 1.05), yticklabels=[], xlabel=f"P(better than\n{baseline})")
+        than = textwrap.fill(baseline.split(" (")[0], 24)
+        axes[1].set(xlim=(-0.05, 1.05), yticklabels=[], xlabel=f"P(better than\n{than})")
         axes[1].set_visible("probability of improvement" in {*of_agent["quantity"]})  # not without the baseline
         axes[1].axvline(0.5, color=COLORS["grey"], linewidth=0.8, zorder=0)
         axes[2].set(ylim=(-0.03, 1.03), xlabel="score", ylabel="runs above")
-    figure.suptitle(f"score: 0 untrained, 1 {baseline}; 95% bootstrap intervals")
+    figure.suptitle(textwrap.fill(f"score: 0 untrained, 1 {baseline}; 95% bootstrap intervals", int(TEXT_WIDTH / 0.05)))
     return figure
 
 

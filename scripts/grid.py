@@ -8,7 +8,7 @@ import shlex
 import sys
 import tomllib
 from dataclasses import asdict, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
@@ -100,7 +100,7 @@ def read_grid(name):
     if not path.is_file():
         fail(f"{name or repr(name)}: there is no such grid file; name a TOML file or one of {known_grids()}")
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        content = tomllib.loads(path.read_text("utf-8-sig"))  # editors of Windows begin a file with a mark
     except (OSError, ValueError) as error:
         fail(f"{name}: can't be read as TOML: {error}")
     tables = content.pop("grid", None)
@@ -212,8 +212,9 @@ def write_cells(path, cells):
     with open(path, "w", encoding="utf-8") as file:
         for cell in cells:
             differ = {f.name: v for f in fields(cell.args) if (v := getattr(cell.args, f.name)) != f.default}
-            lines = [f"{name} = {json.dumps([value])}\n" for name, value in differ.items()]
-            file.write("".join(["[[grid]]\n", f"agent = {json.dumps(cell.script)}\n", *lines]))
+            text = partial(json.dumps, ensure_ascii=False)  # TOML has no pairs of surrogates
+            lines = [f"{name} = {text([value])}\n" for name, value in differ.items()]
+            file.write("".join(["[[grid]]\n", f"agent = {text(cell.script)}\n", *lines]))
 
 
 @cache

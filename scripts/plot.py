@@ -15,8 +15,8 @@ known, the policy's entropy (mean over the last 20 points of the log) and KL (lo
 Where an optimizer has several step sizes, curves, table and aggregate show, for each agent and environment, the one
 with the best mean final return in the grid's tables with `selection = true`, whose seeds are reported nowhere else. A
 score is 0 for an untrained policy (the mean return in the first 1% of all runs; of evaluations, the mean of those at
-step 0) and 1 for the baseline there, or for the best series where Adam is not drawn and no other baseline is given. A
-run that diverged counts as untrained.
+step 0) and 1 for the baseline there, or for the best series of an agent of which Adam is not drawn, where no other
+baseline is given. A run that diverged counts as untrained, and a step size at which one did is chosen last.
 """
 
 import glob
@@ -36,7 +36,7 @@ import tyro
 from drawing import label, order
 from grid import ABOUT, read_cells
 from reading import BINS, COLUMNS, POLICY, check_folders, pd, read_all, several_values  # checks for pandas
-from tables import write_csv
+from tables import csv_text
 
 from hesscale_utils import fail, parse_args, quiet_end
 
@@ -129,7 +129,8 @@ def choose(args):
             fail(f"--where {args.where}: is true of none of the {number} runs; give another condition, or leave it out")
     about = {*COLUMNS, *ABOUT, "source", "damage", "selection", "name"} - {"total_timesteps"} | {*by}
     for name in [column for column in rows.columns if column not in about]:
-        same = ["agent", "selection"] if name == "total_timesteps" else ["agent", "selection", "name"]
+        # the paper gives Humanoid more steps than the others
+        same = [*PANEL, "selection"] if name == "total_timesteps" else ["agent", "selection", "name"]
         for (agent, *_), values in several_values(rows, name, same):
             flag = f"--{name.replace('_', '-')} {words(values)}"
             fail(f'{flag}: {agent} has runs with each; add --by {name}, or --where "{condition(name, values[0])}"')
@@ -172,8 +173,11 @@ def prepare(rows, args):
     start = (lambda row: row.evaluations.get(0, np.nan)) if args.evaluations else (lambda row: row.curve[0])
     untrained = pd.Series(map(start, rows.itertuples()), rows.index).groupby(panels).transform("mean")
     if untrained.isna().any():
-        which = words(rows.loc[untrained.isna(), PANEL].iloc[0])
-        fail(f"--evaluations: no run of {which} was evaluated before it trained, and such an evaluation has score 0")
+        agent, env_id = rows.loc[untrained.isna(), PANEL].iloc[0]
+        why = "has come to the end of an episode before it diverged, and an untrained policy has score 0"
+        if args.evaluations:
+            why = "was evaluated before it trained, and such an evaluation has score 0"
+        fail(f'no run of {agent} on {env_id} {why}; leave it out, as by --where "env_id != {env_id!r}"')
     rows = rows.assign(untrained=untrained)
     if args.evaluations:
         values = rows["evaluations"].map(lambda found: [found[step] for step in sorted(found) if step] or [np.nan])
@@ -185,8 +189,10 @@ def prepare(rows, args):
     judges = report if args.choose_on_reported or not selects else rows[rows["selection"]]
     several = report.groupby([*PANEL, "series"])["learning_rate"].transform("nunique") > 1
     chooses = not args.what or {"curves", "aggregate", "table"} & {*args.what}
-    best = judges.groupby([*PANEL, "series", "learning_rate"])["final"].mean().reset_index()
-    best = best.sort_values(["final", "learning_rate"], ascending=[False, True])  # of equal ones the smaller
+    best = judges.assign(lost=judges["state"] == "diverged").groupby([*PANEL, "series", "learning_rate"])
+    best = best.agg({"lost": "any", "final": "mean"}).reset_index()
+    # one at which a run diverged is the last choice, and of equal ones the smaller is the first
+    best = best.sort_values(["lost", "final", "learning_rate"], ascending=[True, False, True])
     best = best.drop_duplicates([*PANEL, "series"]).set_index([*PANEL, "series"])["learning_rate"].rename("chosen")
     report = report.join(best, on=[*PANEL, "series"])
     shown = ~several | (report["learning_rate"] == report["chosen"])
@@ -206,14 +212,15 @@ def prepare(rows, args):
     if not len(base) and args.baseline != Args.baseline:
         there = "; ".join(sorted({*drawn["series"]}, key=order))
         fail(f"--baseline {args.baseline}: no such series; there are {there}")
-    useless = f"{args.baseline} is missing there or" if len(base) else "the best series is"
-    base = base if len(base) else drawn
+    base = drawn[(drawn["series"] == args.baseline) | ~drawn["agent"].isin(base["agent"])]  # or an agent's best series
     tops = base.groupby([*PANEL, "series"])[[*RETURNS]].mean().groupby(PANEL).max()
     report = report.join(tops.add_suffix("_top"), on=PANEL)
     for name in RETURNS:
         span = report[f"{name}_top"] - report["untrained"]
-        report[f"{name}_score"] = ((report[name] - report["untrained"]) / span).where(span > 0, 0.0)
-    warn(report[~(span > 0)], f"its score counts as 0, for {useless} no better than an untrained policy")
+        report[f"{name}_score"] = ((report[name] - report["untrained"]) / span).where(~(span <= 0), 0.0)
+    warn(report[span.isna()], f"it has no score and counts nowhere over all, for {args.baseline} is missing there")
+    better = f"{args.baseline} or, without it, the best series is"
+    warn(report[span <= 0], f"its score counts as 0, for {better} no better than an untrained policy")
     return report, report.loc[drawn.index]
 
 
@@ -246,7 +253,8 @@ def everywhere(rows, *by):
 
 def with_all(rows, *by):
     """Return the runs with `place`, their environment, and again as "all" what has run in all of several."""
-    several = rows[rows.groupby("agent")["env_id"].transform("nunique") > 1]
+    several = rows[rows["final_score"].notna()]
+    several = several[several.groupby("agent")["env_id"].transform("nunique") > 1]
     return pd.concat([rows.assign(place=rows["env_id"]), everywhere(several, *by).assign(place="all, score")])
 
 
@@ -274,7 +282,8 @@ def curve_rows(report, drawn, args):
 
 def step_size_rows(report, drawn, args):
     """Return final scores over the step size for each environment, and their mean over the environments."""
-    keys, rows = ["agent", "place", "series", "learning_rate"], with_all(report, "series", "learning_rate")
+    keys, rows = ["agent", "place", "series", "learning_rate"], report[report["final_score"].notna()]
+    rows = with_all(rows, "series", "learning_rate")
     rows = tabulate(rows, keys, lambda part: estimate(stats.mean(samples(part, "final_score"))))
     return rows.rename(columns={"place": "env_id"}).sort_values("learning_rate", kind="stable")
 
@@ -292,11 +301,13 @@ def sensitivity_rows(report, drawn, args):
             row = {"agent": agent, "series": series, "runs": sum(part["series"] == series)}
             row |= estimate(result["phi"], "phi") | estimate(result["best"], "best")
             found.append(row | {"step_size": result["step_size"]})
-    return pd.DataFrame(found)
+    found = pd.DataFrame(found)
+    return found if len(found) and found[["phi", "best"]].notna().any(axis=None) else found[:0]
 
 
 def aggregate_rows(report, drawn, args):
     """Return interquartile means, performance profiles, and probabilities of improvement over the baseline."""
+    drawn = drawn[drawn["final_score"].notna()]
     rows = everywhere(drawn, "series")
     warn(drawn.drop(rows.index), "left out of the aggregate, because it is not of all environments")
     if not len(rows):
@@ -355,6 +366,10 @@ def in_words(row, name):
     return short(value) + f" ± {short(value - low)}" * (low == low), difference * (change == change)
 
 
+def in_a_cell(text):
+    return text.replace("|", r"\|")
+
+
 def overview(rows, baseline):
     """Return the final returns of table_rows as Markdown, a line for each series and a column for each environment."""
     lines = []
@@ -369,7 +384,7 @@ def overview(rows, baseline):
                 cells[row["env_id"]] = f"**{text}**" if row["final_difference_low"] > 0 else text
                 if row["env_id"] == "all, score":
                     cells[f"minus {baseline}'s"] = difference
-            lines.append(f"| {' | '.join([label(series), *cells.values()])} |")
+            lines.append(f"| {' | '.join([in_a_cell(label(series)), *cells.values()])} |")
         lines.append("")
     return lines
 
@@ -382,7 +397,7 @@ def markdown(rows, args, total_timesteps):
     head += [f"{name}, nats" for name in known]
     lines = [*overview(rows, baseline), f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for row in rows.to_dict("records"):
-        cells = [f"{label(row['agent'])}, {row['env_id']}", label(row["series"]), str(row["runs"])]
+        cells = [f"{label(row['agent'])}, {row['env_id']}", in_a_cell(label(row["series"])), str(row["runs"])]
         for name in RETURNS:
             text, difference = in_words(row, name)
             cells += [text, f"**{difference}**" if row[f"{name}_difference_low"] > 0 else difference]
@@ -401,8 +416,11 @@ def main(args):
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         fail(f"--out {args.out}: {folder} is not a folder that can be written to")
     report, drawn = prepare(choose(args), args)
+    based = drawn[drawn["series"] == args.baseline]
     drawing.plt.rcParams |= drawing.RC
-    baseline = label(args.baseline) if args.baseline in {*drawn["series"]} else "the best series in each environment"
+    best, without = "the best series in each environment", {*drawn["agent"]} - {*based["agent"]}
+    baseline = f"{label(args.baseline)}{f' ({words(map(label, sorted(without)))}: {best})' * bool(without)}"
+    baseline = baseline if len(based) else best
     several = report.groupby([*PANEL, "series"])["learning_rate"].nunique().max() > 1
     if {"step-sizes", "sensitivity"} & {*args.what} and not several:
         fail(f"--what {words(args.what)}: no optimizer was run at more than one step size; make such runs")
@@ -413,13 +431,13 @@ def main(args):
             if not len(rows):
                 print(f"no {name}: {MISSING[name]}")
             elif name == "table":
-                drawing.write(f"{prefix}.md", markdown(rows, args, {*drawn["total_timesteps"]}).encode())
+                steps = {*drawn.loc[drawn["agent"] == "ppo", "total_timesteps"]}
+                drawing.write(f"{prefix}.md", markdown(rows, args, steps).encode())
             else:
                 figure = getattr(drawing, f"draw_{name.replace('-', '_')}")(rows, baseline)
                 drawing.write_figure(prefix, figure)
             if len(rows):
-                write_csv(f"{prefix}.csv", rows.to_dict("records"))
-                print(f"{prefix}.csv", flush=True)
+                drawing.write(f"{prefix}.csv", csv_text(rows.to_dict("records")).encode())
 
 
 if __name__ == "__main__":

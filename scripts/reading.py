@@ -140,7 +140,8 @@ def read_archive(path):
         evaluations = rows["evaluations"].fillna("{}").map(json.loads)
         rows["evaluations"] = [{int(step): value for step, value in found.items()} for found in evaluations]
     except Exception as error:  # whatever a damaged file makes gzip, pandas or json raise
-        fail(f"{path}: is not an archive that can be read ({type(error).__name__}: {error})")
+        why = f"({type(error).__name__}: {error})"
+        fail(f"{path}: is not an archive that can be read {why}; restore it, or move it out of results/")
     return rows.assign(source=path, damage="")
 
 

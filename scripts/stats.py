@@ -110,7 +110,8 @@ def sensitivity(performance, resamples=10_000):
     the percentiles of all optimizers' and step sizes' means over runs; Gamma[e, h] is that of step size h. Then
     Phi = mean_e max_h Gamma - max_h mean_e Gamma ("A Method for Evaluating Hyperparameter Sensitivity in Reinforcement
     Learning", Section 3), and the best performance is mean_e max_h Gamma. A step size at which a run diverged is the
-    best of no environment. Ends of intervals are percentiles over resampled runs of each cell.
+    best of no environment, and an environment in which all means are equal is left out. Ends of intervals are
+    percentiles over resampled runs of each cell; NaN where one has a single run.
 
     Args:
         performance: {optimizer: {env_id: {step size: array [runs], NaN where a run diverged}}}. Step sizes that an
@@ -127,7 +128,14 @@ def sensitivity(performance, resamples=10_000):
     for env_id in env_ids:
         cells = [np.mean(runs) for by_env in performance.values() for runs in by_env.get(env_id, {}).values()]
         ends[env_id] = np.percentile([p for p in cells if np.isfinite(p)] or [np.nan], [5, 95])
+    performance = {
+        optimizer: {env_id: cells for env_id, cells in by_env.items() if ends[env_id][0] != ends[env_id][1]}
+        for optimizer, by_env in performance.items()
+    }
     for optimizer, by_env in performance.items():
+        if not by_env:
+            found[optimizer] = {"phi": (np.nan,) * 3, "best": (np.nan,) * 3, "step_size": np.nan}
+            continue
         step_sizes = sorted(set.intersection(*map(set, by_env.values())))
         gamma = np.empty((resamples + 1, len(by_env), len(step_sizes)))  # the first is that of the runs themselves
         for i, (env_id, cells) in enumerate(by_env.items()):
@@ -140,6 +148,8 @@ def sensitivity(performance, resamples=10_000):
         with np.errstate(invalid="ignore"):
             phi = np.where(np.isfinite(for_all.max(1)), best - for_all.max(1), np.nan)
         names = {"phi": phi, "best": np.where(np.isfinite(best), best, np.nan)}
-        found[optimizer] = {name: (v[0], *np.percentile(v[1:], [2.5, 97.5])) for name, v in names.items()}
+        single = min(len(cells[step_size]) for cells in by_env.values() for step_size in step_sizes) < 2
+        interval = lambda v: [np.nan] * 2 if single else np.percentile(v, [2.5, 97.5])  # noqa: B023, E731
+        found[optimizer] = {name: (v[0], *interval(v[1:])) for name, v in names.items()}
         found[optimizer]["step_size"] = step_sizes[for_all[0].argmax()] if np.isfinite(for_all[0].max()) else np.nan
     return found

@@ -17,6 +17,7 @@ the same command, given again, completes the sweep. Exit status: 0 all done, 1 s
 import contextlib
 import hashlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -146,10 +147,12 @@ class Local:
         """Words for what is running and pending, and the time until the end, judged by the runs that have ended."""
         now, running = time.time(), list(self.running.values())
         seconds = [estimate([cell], self.done) for cell, _ in running] + [estimate([*self.pending], self.done)]
+        left = None
         if None not in seconds:
             begun = [now - start for _, start in running] + [0]
-            seconds = sum(max(0, all - gone) for all, gone in zip(seconds, begun, strict=True)) / self.number
-        return f"{len(running)} running; {duration(None if isinstance(seconds, list) else seconds)} left"
+            seconds = [max(0, all - gone) for all, gone in zip(seconds, begun, strict=True)]
+            left = max(sum(seconds) / self.number, *seconds[:-1], 0)  # at the end there are fewer than slots
+        return f"{len(running)} running; {duration(left)} left"
 
     def run(self):
         """Run all; return the exit status."""
@@ -227,6 +230,10 @@ def check(args):
         fail(f"--cells {args.cells[0]} {args.cells[1]}: takes none; give the first, from 0, and the last + 1")
     if args.slurm and args.local is not None:
         fail(f"--local {args.local}: the runs go here or to SLURM, not both; with --slurm, see --cpus-per-task")
+    try:
+        shlex.split(args.sbatch)
+    except ValueError as error:
+        fail(f"--sbatch {args.sbatch}: {error}; close each quotation")
     for name in ("time", "mem", "runs_per_task", "cpus_per_task", "sbatch"):
         if not args.slurm and getattr(args, name) != getattr(Sweep, name):
             fail(f"--{name.replace('_', '-')} {getattr(args, name)}: is for --slurm, which is missing")

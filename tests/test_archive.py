@@ -6,6 +6,7 @@ import gzip
 import json
 import shutil
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -121,6 +122,19 @@ def test_of_two_folders_with_a_run_the_further_is_kept(study, capsys):
         archive.main(archive.Args("mine", (str(study / "grid.toml"),), tuple(str(study / name) for name in folders)))
         assert "0 runs before, 1 added" in capsys.readouterr().out
         shutil.rmtree(study / "results")
+
+
+def test_an_archive_that_can_not_be_written_is_one_line(study, monkeypatch):
+    make(study, 1)
+    add(study)
+    before = table(study)
+    make(study, 2)
+    monkeypatch.setattr(archive, "write_atomically", mock.Mock(side_effect=OSError(28, "No space left on device")))
+    with pytest.raises(
+        SystemExit, match=r"^error: .*runs.csv.gz: can't be written .*No space.*; what was there is as it"
+    ):
+        add(study)
+    assert len(read_archives()) == 1 and len(before) == 1
 
 
 def test_what_another_process_adds_meanwhile_stays(study, monkeypatch, capsys):

@@ -205,6 +205,8 @@ def test_no_experiments_name_leads_outside_its_folder_or_hides_its_model(parse, 
     args = agent.Args(exp_name=name)
     assert error_of(check_args, args).startswith("--exp-name ")
     assert error_of(check_args, agent.Args(env_id=f"{'x' * 300}-v0")).startswith("--env-id ")
+    for flag in "wandb_project_name", "wandb_entity":
+        assert error_of(check_args, agent.Args(**{flag: "\udcff"})).startswith(f"--{flag.replace('_', '-')} ")
     assert error_of(check_args, agent.Args(env_id="")) == "--env-id '': must not be empty"
 
 
@@ -590,9 +592,33 @@ def test_no_advice_on_mujoco_where_it_is_not_used(mujoco_without_library, monkey
     assert line == "--capture-video: Pendulum-v1 can't be rendered (division by zero); leave the flag out"
 
 
+@both
+def test_wandb_adds_to_a_name_before_it_becomes_a_folder(agent, monkeypatch):
+    monkeypatch.setattr("hesscale_utils.check_extras", lambda args: None)
+    check_args(agent.Args(exp_name="x" * 185))
+    assert "--exp-name xx" in error_of(check_args, agent.Args(exp_name="x" * 185, track=True))
+
+
+def test_what_can_not_be_printed_is_one_line():
+    flags = [
+        sys.executable,
+        ROOT / "scripts/evaluate.py",
+        ROOT / "agents/walker2d.pt",
+        "--episodes",
+        "1",
+        "--max-steps",
+        "5",
+    ]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(flags, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: the output can't be written ([Errno 28]")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
+        (["quick", "--slurm", "--sbatch=--comment='a"], "--sbatch --comment='a: No closing quotation; close each"),
         (["quick", "--cells", "5", "1"], "--cells 5 1: takes none; give the first, from 0, and the last + 1"),
         (["quick", "--cells", "-2", "1"], "--cells -2 1: takes none"),
         (["quick", "--cells", "100", "200"], "--cells 100 200: takes none; the grid has 12 cells, the first is 0"),

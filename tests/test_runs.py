@@ -722,8 +722,8 @@ def test_a_reader_that_goes_away_ends_no_run(tmp_path):
 def test_a_run_finishes_whatever_becomes_of_its_output(tmp_path, out):
     """In ASCII, too, which lacks letters of the folder's name, and with a warning, which --gamma 1 makes."""
     command = [sys.executable, ROOT / "ppo_hesscale.py", *with_quick("ppo", DRIFT), "--total-timesteps", 256]
-    command = shlex.join(map(str, [*command, "--gamma", 1, "--exp-name", "d\u00e9j\u00e0"]))
-    environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
+    command = shlex.join(map(str, [*command, "--gamma", 1, "--exp-name", "d\u00e9j\u00e0", "--resume", "auto"]))
+    environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": "1"}
     done = subprocess.run(f"{command} {out}", shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert status(only_run(tmp_path))["state"] == "finished"
@@ -862,7 +862,12 @@ def test_a_run_goes_on_only_as_what_it_was(folder, tmp_path, agent, flags, messa
     [
         (lambda folder: (folder / "status.json").write_text("{"), "has no readable status.json"),
         (lambda folder: (folder / "status.json").unlink(), "has no readable status.json"),
-        (lambda folder: [p.unlink() for p in folder.glob("checkpoint*")], "there is no checkpoint; start the run anew"),
+        (lambda folder: _status(folder, args=None), "has no readable status.json"),
+        (lambda folder: _status(folder, step="x"), "has no readable status.json"),
+        (
+            lambda folder: [p.unlink() for p in folder.glob("checkpoint*")],
+            "there is no checkpoint; move that folder away",
+        ),
         (lambda folder: shutil.rmtree(folder), "is not a run's folder"),
         (lambda folder: _edit(folder, format=99), "in format 99, this one reads format 3; use that commit"),
         (
@@ -882,8 +887,23 @@ def _checkpoint(folder):
     return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
+def _status(folder, **changes):
+    (folder / "status.json").write_text(json.dumps(status(folder) | changes))
+
+
 def _edit(folder, **changes):
     torch.save(_checkpoint(folder) | changes, folder / "checkpoint.pt")
+
+
+def test_the_folder_that_a_command_is_given_in_is_named_by_a_dot(folder, tmp_path, monkeypatch):
+    code, _, err = run(folder, "ppo", "--resume", "")
+    assert code == 1 and "--resume '': is not a run's folder" in line(err)
+    started = {}
+    monkeypatch.setitem(sys.modules, "wandb", mock.Mock(init=lambda **given: started.update(given)))
+    started_in = hesscale_run.Run.__new__(hesscale_run.Run)
+    started_in.args, started_in.folder, started_in.path = args_of("ppo"), ".", str(folder)  # as _open makes them
+    started_in._start_wandb()
+    assert started["name"] == started["id"] == folder.name
 
 
 def test_another_version_is_warned_of(folder, tmp_path):

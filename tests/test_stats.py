@@ -1,5 +1,6 @@
 """Statistics against examples worked by hand, scipy, and what rliable gave."""
 
+import math
 import sys
 
 import numpy as np
@@ -132,11 +133,25 @@ def test_a_step_size_that_diverged_anywhere_is_not_the_one_for_all():
 
 
 def test_phi_is_unknown_where_no_step_size_is_for_all():
-    nan = np.array([np.nan])
-    a, b = {0.1: np.array([1.0]), 1.0: nan}, {0.1: nan, 1.0: np.array([2.0])}
+    nan = np.full(2, np.nan)
+    a, b = {0.1: np.ones(2), 1.0: nan}, {0.1: nan, 1.0: 2 * np.ones(2)}
     others = {"sgd": {e: one(0.0, 1.0, 3.0) for e in "ab"}}
     found = stats.sensitivity(others | {"adam": {"a": a, "b": b}}, resamples=10)["adam"]
     assert np.isfinite(found["best"]).all() and np.isnan(found["phi"]).all() and np.isnan(found["step_size"])
+
+
+def test_phi_of_single_runs_has_no_interval():
+    found = stats.sensitivity({"adam": {e: {0.1: np.array([1.0]), 1.0: np.array([3.0])} for e in "ab"}}, resamples=10)
+    for value, low, high in (found["adam"][name] for name in ("phi", "best")):
+        assert math.isfinite(value) and math.isnan(low) and math.isnan(high)
+
+
+def test_an_environment_that_tells_nothing_is_left_out_of_phi():
+    cells = {"a": one(0.0, 40.0, 100.0), "b": one(100.0, 40.0, 0.0)}
+    without = stats.sensitivity({"adam": cells}, resamples=10)
+    assert stats.sensitivity({"adam": cells | {"flat": one(-200.0, -200.0, -200.0)}}, resamples=10) == without
+    nothing = stats.sensitivity({"adam": {"flat": one(1.0, 1.0)}}, resamples=10)["adam"]
+    assert np.isnan([*nothing["phi"], *nothing["best"], nothing["step_size"]]).all()
 
 
 def test_phis_interval_is_of_resampled_runs():

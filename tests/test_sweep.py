@@ -164,6 +164,14 @@ def test_written_cells_are_read_as_they_were(tmp_path):
     assert [cell.args for cell in again.values()] == [cell.args for cell in cells.values()] and len(again) == 4
 
 
+def test_a_grid_may_have_a_mark_before_it_and_any_letter_in_it(tmp_path):
+    cells = read_cells([], {"agent": ["ppo"], "exp_name": ["\N{ROCKET}"]})
+    write_cells(tmp_path / "cells.toml", cells.values())
+    text = (tmp_path / "cells.toml").read_text("utf-8")
+    (tmp_path / "cells.toml").write_text(text, "utf-8-sig")
+    assert read_cells([str(tmp_path / "cells.toml")]).keys() == cells.keys()
+
+
 @pytest.mark.parametrize(
     "grid, flags, message",
     [
@@ -602,6 +610,8 @@ def test_the_time_left_is_shared_by_the_runs_at_a_time_and_counts_what_has_passe
     local = sweep.Local(cells, {first.key: ("finished", "", about)}, 2)
     local.running = {"process": (local.pending.popleft(), time.time() - 300)}
     assert local.left() == "1 running; 12 min left"  # (300 + 2 * 600) / 2 s are 12.5 min
+    local.pending.clear()
+    assert local.left() == "1 running; 5 min left"  # nobody else can help it
 
 
 def test_each_environments_arguments_are_tried_before_a_sweep_begins(tmp_path, monkeypatch):
