@@ -1,4 +1,5 @@
 import csv
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # or what the tests start ignores it, too, begun by `… &`
 
 
 def read_csv(path):
