@@ -61,9 +61,7 @@ install_requirements() { # says each second how far it is or, where the output i
         fi
     done < <(
         code=0
-        # --no-compile: Python compiles what it imports, at the first import; to compile all took 22 of 56 s
-        .venv/bin/python -m pip install --no-compile --disable-pip-version-check --progress-bar off -r "$file" 2>&1 ||
-            code=$?
+        .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -r "$file" 2>&1 || code=$?
         echo "exit $code"
     )
     [ $tick -ne 1 ] || printf '\r\033[K' >&2
