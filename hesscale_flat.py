@@ -42,6 +42,12 @@ def check_shapes(shape, **arrays):
         raise ValueError(f"{next(iter(arrays))} is empty, of shape {list(shape)}; give at least one sample")
 
 
+def refuse_ties(parameters):
+    """Raise ValueError if a parameter is there twice, for it would have several derivatives."""
+    if len({*map(id, parameters)}) < len(parameters):
+        raise ValueError("a parameter is used twice: give each place in the network parameters of its own")
+
+
 def refuse_autocast(tensor):
     """Raise RuntimeError in torch.autocast, whose two types the passes by hand would mix."""
     if torch.is_autocast_enabled(tensor.device.type):
@@ -78,8 +84,7 @@ class FlatModule(nn.Module):
         Raises ValueError for a parameter that is used twice.
         """
         params = self.current_parameters()
-        if len({*map(id, params)}) < len(params):
-            raise ValueError("a parameter is used twice: give each place in the network parameters of its own")
+        refuse_ties(params)
         data, sizes = torch.cat([p.reshape(-1) for p in params]), [p.numel() for p in params]
         self.tensors, self.arrays, self._pinned = [], None, False
         for vector in data, torch.zeros_like(data), torch.zeros_like(data):

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hesscale_flat import refuse_autocast
+from hesscale_flat import refuse_autocast, refuse_ties
 
 
 def vjp(output, inputs, v, create_graph=False):
@@ -180,9 +180,7 @@ class HesScale(nn.Module):
     def layers(self):
         """The layers of `model` as they are now, in order: one may have been replaced."""
         layers = list(self._layers_of(self.model, "model"))
-        parameters = [p for layer in layers for p in layer._parameters.values() if p is not None]
-        if len({*map(id, parameters)}) < len(parameters):
-            raise ValueError("a parameter is used twice: give each place in the network parameters of its own")
+        refuse_ties([p for layer in layers for p in layer._parameters.values() if p is not None])
         return layers
 
     def _layers_of(self, module, place):

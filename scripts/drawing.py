@@ -57,9 +57,9 @@ def label(name):
     return name.upper() if name in ("ppo", "a2c") else ", ".join([STYLES.get(optimizer, (optimizer,))[0], *flags])
 
 
-def shown(name, width=1000):
-    """Return the label of an agent or a series for a picture, in lines of so many characters."""
-    return textwrap.fill(label(name).replace("$", r"\$"), max(12, width), break_on_hyphens=False)
+def literal(text):
+    """Return a text as matplotlib writes it out: a dollar begins no formula."""
+    return text.replace("$", r"\$")
 
 
 def order(name):
@@ -95,7 +95,7 @@ def panels(rows, columns=4):
     for axis in grid.flat[len(keys) :]:
         axis.set_visible(False)
     for (agent, env_id), axis in zip(keys, grid.flat, strict=False):
-        title = f"{shown(agent)}, {env_id}".replace("all, score", "all environments").replace("$", r"\$")
+        title = literal(f"{label(agent)}, {env_id}".replace("all, score", "all environments"))
         axis.set_title(textwrap.fill(title, min(45, int(size[0] / columns / 0.055))))
     return figure, dict(zip(keys, grid.flat, strict=False))
 
@@ -105,8 +105,7 @@ def numbers_of_runs(rows):
     runs = rows.groupby("series")["runs"].agg(["min", "max"])
     numbers = {s: "\N{EN DASH}".join(map(str, sorted({*map(int, runs.loc[s])}))) for s in looks(rows["series"])}
     same = len({*numbers.values()}) == 1
-    names = {series: label(series) + f" (n = {number})" * (not same) for series, number in numbers.items()}
-    names = {series: name.replace("$", r"\$") for series, name in names.items()}
+    names = {series: literal(label(series)) + f" (n = {number})" * (not same) for series, number in numbers.items()}
     return names, f"n = {next(iter(numbers.values()))}" * same
 
 

@@ -21,6 +21,7 @@ from conftest import ROOT
 from gymnasium import spaces
 from gymnasium.utils import EzPickle
 from test_agents import AGENTS
+from test_messages import error_of
 from test_runs import args_of as command_line
 from test_runs import evaluate, line, only_run, outcome, play, run, status
 from toy_envs import Counted, Film, Slots, Toggle
@@ -351,12 +352,6 @@ def test_what_an_environment_changes_as_it_is_made_is_put_back(tmp_path, monkeyp
     before = np.geterr()
     make_env(args_of("toy_envs:Meddles-v0")).close()  # or its thread would not let this process end
     assert os.getcwd() == str(tmp_path) and np.geterr() == before
-
-
-def error_of(function, *args):
-    with pytest.raises(SystemExit) as end:
-        function(*args)
-    return line(str(end.value)).removeprefix("error: ")
 
 
 def test_whatever_fails_leaves_no_environment_open(tmp_path, monkeypatch):

@@ -600,19 +600,11 @@ def test_wandb_adds_to_a_name_before_it_becomes_a_folder(agent, monkeypatch):
 
 
 def test_what_can_not_be_printed_is_one_line():
-    flags = [
-        sys.executable,
-        ROOT / "scripts/evaluate.py",
-        ROOT / "agents/walker2d.pt",
-        "--episodes",
-        "1",
-        "--max-steps",
-        "5",
-    ]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(flags, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error: the output can't be written ([Errno 28]")
-    assert done.stderr.count("\n") == 1
+        process = begin("evaluate.py", ROOT / WALKER, "--episodes", 1, "--max-steps", 5, stdout=full)
+    err = process.communicate()[1]
+    assert process.returncode == 1 and err.startswith("error: the output can't be written ([Errno 28]")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
