@@ -404,9 +404,8 @@ def test_videos_do_not_change_what_is_filmed(tmp_path, monkeypatch, kind):
         rewards.append([env.step(np.zeros(1, np.float32))[1] for _ in range(3)])
         assert Counted.opened == [env.env.unwrapped]
         env.close()
-    assert (rewards[0] == rewards[1]) == (
-        kind == "plain"
-    )  # of what there can't be two, none can be tried without a reset
+    # of what there can't be two, none can be tried without a reset
+    assert (rewards[0] == rewards[1]) == (kind == "plain")
     assert list(tmp_path.glob("videos/*.mp4"))
 
 
