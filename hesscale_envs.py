@@ -395,6 +395,13 @@ def read_env_kwargs(text):
     return kwargs
 
 
+def _made(env_id, kwargs):
+    """Return gymnasium's environment; what its constructor changes of the process is put back."""
+    with warnings.catch_warnings(), contextlib.chdir("."), np.errstate():
+        warnings.simplefilter("ignore", DeprecationWarning)  # gymnasium calls each -v4 out of date; the paper uses it
+        return gym.make(env_id, **kwargs)
+
+
 def make_env(args, video_folder=None, video_trigger=None):
     """Make a NormalizedEnv of args.env_id, or end the program with one line that says why it cannot be made.
 
@@ -409,10 +416,7 @@ def make_env(args, video_folder=None, video_trigger=None):
         mode = kwargs["render_mode"]
         fail(f"--env-kwargs {text}: --capture-video needs render_mode=rgb_array, not {mode}; leave one of them out")
     try:
-        # gymnasium calls every -v4 out of date, and the paper uses them; an environment may leave the folder
-        with warnings.catch_warnings(), contextlib.chdir("."), np.errstate():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            env = gym.make(env_id, **kwargs)
+        env = _made(env_id, kwargs)
     except (Exception, SystemExit) as error:  # a gym.error.Error, or whatever the environment's own constructor raises
         backend = os.environ.get("MUJOCO_GL", "")
         if backend != "disable" and (backend or video_folder):
@@ -499,9 +503,9 @@ class Film(gym.wrappers.RecordVideo):
 def try_to_render(env, kwargs, flags, env_id):
     """Render an environment that is made as `env`, or end the program with one line that says why it can't be."""
     trial = env  # where no second one can be made
-    with contextlib.suppress(Exception, SystemExit), warnings.catch_warnings(), np.errstate():
-        warnings.simplefilter("ignore")
-        trial = gym.make(env_id, **kwargs)
+    with contextlib.suppress(Exception, SystemExit), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they have been told
+        trial = _made(env_id, kwargs)
     try:
         try:
             trial.reset()

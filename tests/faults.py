@@ -34,6 +34,7 @@ TESTS = {
     "images": "test_images.py",
     "playing": "test_messages.py",
     "scripts": "test_platforms.py",
+    "venv": "test_venv.py",
 }
 # name, files, which tests, and pairs of a text and its replacement
 # fmt: off
@@ -615,8 +616,10 @@ FAULTS = [
     ('an evaluation that fails leaves one open', 'hesscale_run.py', 'envs', ('with closed_if_it_fails([env]):', 'if True:')),
     ('playing that fails leaves one open', 'scripts/evaluate.py', 'envs', ('with closed_if_it_fails([env]):', 'if True:')),
     ('environments of several sizes', 'hesscale_envs.py', 'envs', ('if len({(env.obs_dim, env.action_dim, env.discrete) for env in envs}) > 1:', 'if False:')),
-    ('rendering is tried with the run\'s own environment', 'hesscale_envs.py', 'envs', ('        trial = gym.make(env_id, **kwargs)\n', '        pass\n')),
-    ('no video where there can not be two environments', 'hesscale_envs.py', 'envs', ('with contextlib.suppress(Exception, SystemExit), warnings.catch_warnings(), np.errstate():', 'with warnings.catch_warnings(), np.errstate():')),
+    ("installed modules are compiled by each start", 'scripts/venv.sh', 'venv', (' $python -m compileall -qq -j 0 .venv/lib >/dev/null 2>&1', ' true')),
+    ('the first file alone is installed', 'scripts/venv.sh', 'venv', ('install_requirements "${missing[@]}"', 'install_requirements "$missing"')),
+    ('rendering is tried with the run\'s own environment', 'hesscale_envs.py', 'envs', ('        trial = _made(env_id, kwargs)\n', '        pass\n')),
+    ('no video where there can not be two environments', 'hesscale_envs.py', 'envs', ('with contextlib.suppress(Exception, SystemExit), warnings.catch_warnings():', 'with warnings.catch_warnings():')),
     ('the environment that rendering was tried with stays open', 'hesscale_envs.py', 'envs', ('        if trial.unwrapped is not env.unwrapped:', '        if False:')),
     ('grey frames are a failure later', 'hesscale_envs.py', 'envs', ('if isinstance(frame, np.ndarray) and frame.ndim != 3:', 'if False:')),
     ('a video that can not be made ends the run', 'hesscale_envs.py', 'envs', ('env = Film(env, video_folder, video_trigger)', 'env = gym.wrappers.RecordVideo(env, video_folder, video_trigger)')),

@@ -526,7 +526,7 @@ def wait_until(condition, seconds=600):  # of a machine that has other work
 def test_slurm_with_a_requeue_ends_as_the_local_sweep(tmp_path, slurm):
     """Of four elements in two arrays one is preempted and one comes to its time limit, and both go on."""
     grid = ["--agent", "a2c", "ppo", "--env-id", "Hopper-v4", "--optimizer", "adam", "scaled-adahesscale"]
-    grid += ["--total-timesteps", 24_576, "--checkpoint-interval", 1024, "--save-model", "True"]
+    grid += ["--total-timesteps", 16_384, "--checkpoint-interval", 1024, "--save-model", "True"]
     here, there = tmp_path / "local", tmp_path / "slurm"
     here.mkdir(), there.mkdir()
     assert run(here, *grid, "--local", 2)[0] == 0
