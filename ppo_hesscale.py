@@ -41,12 +41,12 @@ LEARNING_RATES = {
     "adam": 3e-4,
     "adahessian": 3e-3,
     "adahesscale": 3e-4,
-    "adahesscalegn": 3e-4,
-    "scaled-sgd": 1e-2,
+    "adahesscalegn": 1e-4,
+    "scaled-sgd": 1e-1,
     "scaled-adam": 1e-1,
-    "scaled-adahessian": 1e-3,
+    "scaled-adahessian": 1e-1,
     "scaled-adahesscale": 1e-1,
-    "scaled-adahesscalegn": 3e-4,
+    "scaled-adahesscalegn": 1e-1,
 }
 
 
