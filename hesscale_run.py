@@ -509,9 +509,10 @@ def load_checkpoint(args, learning_rates):
     """
     if args.resume is None:
         return None
-    folder = (
-        find_run(args, learning_rates) if args.resume == "auto" else args.resume.rstrip("/" + os.sep) or args.resume
-    )
+    if args.resume == "auto":
+        folder = find_run(args, learning_rates)
+    else:
+        folder = args.resume.rstrip("/" + os.sep) or args.resume
     if folder is None:
         with printing():
             print("--resume auto: no such run to go on with, so this is a new one")

@@ -66,7 +66,7 @@ install_requirements() { # says each second how far it is or, where the output i
         code=0
         python=.venv/bin/python
         $python -m pip install --disable-pip-version-check --progress-bar off --no-compile "${wanted[@]}" 2>&1 || code=$?
-        # on all cores, which pip does not: 50 s in place of 64 on two; nothing is wrong where a package has a template
+        # on all cores, which pip does not: 50 s in place of 64 on two; it fails, harmlessly, at templates of packages
         [ $code -ne 0 ] || $python -m compileall -qq -j 0 .venv/lib >/dev/null 2>&1 || true
         echo "exit $code"
     )
